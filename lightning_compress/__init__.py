@@ -1,0 +1,1 @@
+"""Trusted Pareto fronts of compressed networks: accuracy, bytes on disk, measured latency."""

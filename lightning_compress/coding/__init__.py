@@ -1,0 +1,1 @@
+"""Bytes in, bytes out: exact entropy and n-bit coding."""

@@ -1,0 +1,1 @@
+"""The protocol of a compression method and what runs a list of them."""

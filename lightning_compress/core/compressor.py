@@ -1,0 +1,162 @@
+"""Runs an ordered list of methods on one model: what the LightningModule and the callback are shells over."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.nn.utils import parametrize
+
+from lightning_compress.core import surgery
+from lightning_compress.core.method import Compact, Method, Step
+from lightning_compress.core.stored import Stored
+from lightning_compress.core.tap import Taps
+
+
+class NoEffectError(RuntimeError):
+    """A method was asked to act and did not."""
+
+
+@final
+class Compressor(nn.Module):
+    """The methods of one phase, in stage order, and how far the phase has come.
+
+    Raises:
+        ValueError: the list is out of stage order; the message gives the right one.
+
+    >>> Compressor([]).progress
+    0.0
+    """
+
+    def __init__(self, methods: Sequence[Method]) -> None:
+        super().__init__()
+        _check_order(methods)
+        self.methods = nn.ModuleList(methods)
+        self.horizon = 1
+        self.steps = 0
+        self.prepared = False
+        self._unsettled = list(range(len(methods)))
+        self._taps: Taps | None = None
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """Progress, for the checkpoint."""
+        return {"steps": self.steps, "prepared": self.prepared, "horizon": self.horizon}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Progress, from the checkpoint."""
+        self.steps, self.prepared, self.horizon = state["steps"], state["prepared"], state["horizon"]
+
+    @property
+    def progress(self) -> float:
+        """Optimizer steps done, as a share of the phase's full horizon."""
+        return min(1.0, self.steps / self.horizon)
+
+    def _all(self) -> list[Method]:
+        return list(self.methods)  # type: ignore[arg-type]
+
+    def attach(self, model: nn.Module, example: Any) -> nn.Module:  # noqa: ANN401
+        """Let each method change the model; returns the model to train."""
+        for method in self._all():
+            model = method.attach(model, example)
+        names = [name for method in self._all() for name in method.taps]
+        self._taps = Taps(model, names) if names else None
+        return model
+
+    def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Show each method data, once; under DDP rank 0's outcome is every rank's."""
+        if self.prepared:
+            return
+        for method in self._all():
+            method.prepare(model, batches)
+            method.update(model, self.progress)
+        if dist.is_available() and dist.is_initialized():
+            for tensor in [*model.parameters(), *model.buffers(), *self.parameters(), *self.buffers()]:
+                dist.broadcast(tensor.data, src=0)
+        self.prepared = True
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Optimizer groups of the methods' own learnables."""
+        return [group for method in self._all() for group in method.param_groups()]
+
+    def features(self) -> dict[str, Tensor]:
+        """What the tapped submodules put out in the last forward pass."""
+        return dict(self._taps.features) if self._taps else {}
+
+    def task_weight(self) -> float:
+        """Factor on the task loss."""
+        weight = 1.0
+        for method in self._all():
+            weight *= method.task_weight(self.progress)
+        return weight
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """Extra terms of all methods by name; a name used twice is an error."""
+        terms: dict[str, Tensor] = {}
+        for method in self._all():
+            for name, term in method.loss(step).items():
+                if name in terms:
+                    raise ValueError(f"two methods both call a loss term {name!r}; give one of them another name")
+                terms[name] = term
+        return terms
+
+    def update(self, model: nn.Module) -> dict[str, float]:
+        """Act after an optimizer step: count it, let each method move, check that what was asked for happened.
+
+        Raises:
+            NoEffectError: a schedule asks for something and the method did nothing.
+        """
+        self.steps += 1
+        progress = self.progress
+        logs: dict[str, float] = {}
+        for method in self._all():
+            logs.update(method.update(model, progress))
+        if self._unsettled:
+            self._check_effects(model, progress)
+        return logs
+
+    def _check_effects(self, model: nn.Module, progress: float) -> None:
+        for index in list(self._unsettled):
+            method = self._all()[index]
+            if not method.settled(progress):
+                continue
+            why = method.missing_effect(model, progress)
+            if why is not None:
+                raise NoEffectError(f"{type(method).__name__} had no effect by step {self.steps}: {why}")
+            self._unsettled.remove(index)
+
+    def finalize(self, model: nn.Module, example: Any) -> Compact:  # noqa: ANN401
+        """The deployed model; `model` itself stays as it is and can be trained on."""
+        folded = surgery.plain(model).eval().cpu().float()
+        for parameter in folded.parameters():
+            parameter.requires_grad_(False)
+        compact = Compact(folded, read_stored(model))
+        for method in self._all():
+            compact = method.finalize(compact, example)
+        return compact
+
+
+def _check_order(methods: Sequence[Method]) -> None:
+    stages = [method.stage for method in methods]
+    if stages != sorted(stages):
+        got = ", ".join(f"{type(m).__name__} ({m.stage.name})" for m in methods)
+        right = ", ".join(type(m).__name__ for m in sorted(methods, key=lambda m: m.stage))
+        raise ValueError(f"methods out of stage order: got [{got}], write [{right}]")
+
+
+@torch.no_grad()
+def read_stored(model: nn.Module) -> dict[str, Stored]:
+    """What each tensor of `model` is on disk, by its plain name: raw, then what each parametrization makes of it."""
+    found: dict[str, Stored] = {}
+    for name, (module, attribute) in surgery.own_names(model).items():
+        if not parametrize.is_parametrized(module, attribute):
+            found[name] = Stored(getattr(module, attribute).detach().cpu().clone())
+            continue
+        stack = module.parametrizations[attribute]  # type: ignore[index]
+        stored = Stored(stack.original.detach().float().cpu().clone())
+        for step in stack:
+            if not hasattr(step, "store"):
+                raise ValueError(f"{type(step).__name__} on {name!r} has no `store`: it cannot say what is on disk")
+            stored = step.store(stored)
+        found[name] = stored
+    return found

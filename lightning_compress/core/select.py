@@ -1,0 +1,50 @@
+"""Which layers a method acts on."""
+
+import re
+from collections.abc import Sequence
+
+from torch import nn
+
+WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+
+
+def layers(
+    model: nn.Module,
+    *,
+    owner: str,
+    select: str = "",
+    exclude: Sequence[str] = (),
+    kinds: tuple[type[nn.Module], ...] = WEIGHTED,
+) -> dict[str, nn.Module]:
+    """Layers of `model` of the given `kinds` by name, in order of definition.
+
+    `select` and each of `exclude` are regular expressions searched in the name; `"<first>"` and `"<last>"` in
+    `exclude` stand for the first and the last layer.
+
+    Raises:
+        ValueError: nothing is left, or an `exclude` matches nothing; the message lists the names there are.
+
+    >>> net = nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> list(layers(net, owner="Prune", exclude=["<last>"]))
+    ['0']
+    """
+    found = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
+    names = list(found)
+    dropped: set[str] = set()
+    for pattern in exclude:
+        hit = {"<first>": names[:1], "<last>": names[-1:]}.get(pattern)
+        hit = [name for name in names if re.search(pattern, name)] if hit is None else hit
+        if not hit:
+            raise ValueError(f"{owner}: exclude={pattern!r} matches no layer; the model has {_shown(names)}")
+        dropped.update(hit)
+    kept = {name: module for name, module in found.items() if name not in dropped and re.search(select, name)}
+    if not kept:
+        raise ValueError(
+            f"{owner} matched no layer: select={select!r}, exclude={list(exclude)} but the model has {_shown(names)}"
+        )
+    return kept
+
+
+def _shown(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+    return f"{shown} ({len(names)} names)"

@@ -1,0 +1,117 @@
+"""Operations on a live module tree: replace a submodule, put a child on a layer's input, make a plain copy."""
+
+import copy
+from typing import Any, final
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+
+def replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+    """Put `new` at `name` in `model`, in place; the empty name stands for the model itself.
+
+    >>> net = replace(nn.Sequential(nn.BatchNorm1d(2)), "0", nn.Identity())
+    >>> net
+    Sequential(
+      (0): Identity()
+    )
+    """
+    if not name:
+        return new
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, new)
+    return model
+
+
+@final
+class _OnInput:
+    """A forward pre-hook that sends a layer's first input through its child `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        return (getattr(layer, self.name)(args[0]), *args[1:])
+
+
+INPUT_CHILD = "input_quantizer"
+
+
+def put_on_input(layer: nn.Module, child: nn.Module) -> None:
+    """Make `child` a submodule of `layer` that transforms its first input; replaces one that is there.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> put_on_input(layer, nn.ReLU())
+    >>> [name for name, _ in layer.named_children()]
+    ['input_quantizer']
+    """
+    take_from_input(layer)
+    layer.add_module(INPUT_CHILD, child)
+    layer.register_forward_pre_hook(_OnInput(INPUT_CHILD))
+
+
+def take_from_input(layer: nn.Module) -> None:
+    """Remove what `put_on_input` put there, if anything."""
+    layer._modules.pop(INPUT_CHILD, None)
+    for key in [key for key, hook in layer._forward_pre_hooks.items() if isinstance(hook, _OnInput)]:
+        del layer._forward_pre_hooks[key]
+
+
+@torch.no_grad()
+def plain(model: nn.Module) -> nn.Module:
+    """A copy of `model` with every parametrization folded into an ordinary tensor and no child on any input.
+
+    The original is left as it is: the copy gets back each layer's own class instead of removing
+    parametrizations, because `remove_parametrizations` edits a class that a deep copy shares with its source.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = parametrize.register_parametrization(layer, "weight", nn.ReLU())
+    >>> type(plain(layer)) is nn.Linear and parametrize.is_parametrized(layer)
+    True
+    """
+    twin = copy.deepcopy(model)
+    for module in list(twin.modules()):
+        take_from_input(module)
+        if parametrize.is_parametrized(module):
+            _fold(module)
+    return twin
+
+
+def _fold(module: nn.Module) -> None:
+    stacks = module.parametrizations
+    assert isinstance(stacks, nn.ModuleDict)
+    values = {name: getattr(module, name).detach().clone() for name in stacks}
+    trained = {name: all(p.requires_grad for p in stack.parameters(recurse=False)) for name, stack in stacks.items()}
+    module.__class__ = type(module).__bases__[0]
+    del module._modules["parametrizations"]
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=trained[name]))
+
+
+def own_names(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
+    """Every parameter and buffer of the *plain* model by its dotted name: (module that holds it, attribute).
+
+    A parametrized tensor is listed under the name it had before; tied tensors are listed once.
+
+    >>> sorted(own_names(nn.Linear(2, 2)))
+    ['bias', 'weight']
+    """
+    names: dict[str, tuple[nn.Module, str]] = {}
+    seen: set[int] = set()
+    for prefix, module in model.named_modules():
+        if ".parametrizations" in f".{prefix}" or INPUT_CHILD in prefix.split("."):
+            continue
+        stacks = module.parametrizations if parametrize.is_parametrized(module) else {}
+        attributes = [*stacks, *module._parameters, *(k for k in module._buffers if k not in _hidden(module))]
+        for attribute in attributes:
+            tensor = stacks[attribute].original if attribute in stacks else getattr(module, attribute)
+            if tensor is None or id(tensor) in seen:
+                continue
+            seen.add(id(tensor))
+            names[f"{prefix}.{attribute}" if prefix else attribute] = (module, attribute)
+    return names
+
+
+def _hidden(module: nn.Module) -> set[str]:
+    return module._non_persistent_buffers_set

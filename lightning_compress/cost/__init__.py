@@ -1,0 +1,1 @@
+"""Parameters, MACs and BOPs as pure functions."""

@@ -1,0 +1,1 @@
+"""Files that are deployed, and their measured speed."""
