@@ -55,7 +55,7 @@ class Compressor(nn.Module):
     def _all(self) -> list[Method]:
         return list(self.methods)  # type: ignore[arg-type]
 
-    def attach(self, model: nn.Module, example: Any) -> nn.Module:  # noqa: ANN401
+    def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Let each method change the model; returns the model to train."""
         for method in self._all():
             model = method.attach(model, example)
@@ -125,7 +125,7 @@ class Compressor(nn.Module):
                 raise NoEffectError(f"{type(method).__name__} had no effect by step {self.steps}: {why}")
             self._unsettled.remove(index)
 
-    def finalize(self, model: nn.Module, example: Any) -> Compact:  # noqa: ANN401
+    def finalize(self, model: nn.Module, example: Any) -> Compact:
         """The deployed model; `model` itself stays as it is and can be trained on."""
         folded = surgery.plain(model).eval().cpu().float()
         for parameter in folded.parameters():
@@ -152,7 +152,9 @@ def read_stored(model: nn.Module) -> dict[str, Stored]:
         if not parametrize.is_parametrized(module, attribute):
             found[name] = Stored(getattr(module, attribute).detach().cpu().clone())
             continue
-        stack = module.parametrizations[attribute]  # type: ignore[index]
+        stacks = module.parametrizations
+        assert isinstance(stacks, nn.ModuleDict)
+        stack: Any = stacks[attribute]
         stored = Stored(stack.original.detach().float().cpu().clone())
         for step in stack:
             if not hasattr(step, "store"):

@@ -70,7 +70,7 @@ class Method(nn.Module):
     #: Names of the student's submodules whose outputs the method wants in `Step.features`.
     taps: tuple[str, ...] = ()
 
-    def attach(self, model: nn.Module, example: Any) -> nn.Module:  # noqa: ANN401
+    def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Change `model` before the optimizer exists; may replace layers, never renames one."""
         return model
 
@@ -104,6 +104,6 @@ class Method(nn.Module):
         """Whether the schedule has asked for something by now, so that an effect can be expected."""
         return True
 
-    def finalize(self, compact: Compact, example: Any) -> Compact:  # noqa: ANN401
+    def finalize(self, compact: Compact, example: Any) -> Compact:
         """Turn the folded model into the deployed one: remove what is masked, freeze scales, fold norms."""
         return compact

@@ -106,7 +106,7 @@ class Polynomial(_Window):
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""
         share = _fraction(progress, self.begin, self.end)
-        return self.last + (self.first - self.last) * (1.0 - share) ** self.exponent
+        return self.last + (self.first - self.last) * math.pow(1.0 - share, self.exponent)
 
 
 @final

@@ -1,0 +1,79 @@
+"""`Distill`: learning from a teacher's outputs beside the labels."""
+
+from collections.abc import Callable
+from typing import ClassVar, final
+
+from torch import Tensor, nn
+
+from lightning_compress.core import lookup
+from lightning_compress.core.method import Method, Stage, Step
+from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.distill import logits
+from lightning_compress.distill.teacher import Teacher
+
+
+@final
+class Distill(Method):
+    """Adds `weight * loss(student, teacher, temperature)` and leaves `1 - weight` of the task loss (arXiv 1503.02531).
+
+    `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
+    name, or a dotted path. With `cache` the teacher sees each training sample once.
+
+    Raises:
+        ValueError: a temperature that is not positive, or a weight outside [0, 1].
+
+    >>> Distill(nn.Linear(2, 2), weight=0.7).task_weight(0.5)
+    0.30000000000000004
+    """
+
+    stage: ClassVar[Stage] = Stage.OBJECTIVE
+
+    def __init__(
+        self,
+        teacher: nn.Module,
+        *,
+        temperature: float | Schedule = 4.0,
+        weight: float | Schedule = 0.9,
+        loss: str | Callable[..., Tensor] = "kl",
+        cache: bool = False,
+    ) -> None:
+        super().__init__()
+        self.temperature, self.weight = as_schedule(temperature), as_schedule(weight)
+        for progress in (0.0, 1.0):
+            if self.temperature(progress) <= 0:
+                raise ValueError(f"Distill: temperature must be positive, got {self.temperature(progress):g}")
+            if not 0.0 <= self.weight(progress) <= 1.0:
+                raise ValueError(f"Distill: weight is a share in [0, 1], got {self.weight(progress):g}")
+        self.function = lookup.function(loss, logits)
+        self.teacher = Teacher(teacher, cache=cache)
+        self._last: tuple[Tensor, bool] | None = None
+
+    def task_weight(self, progress: float) -> float:
+        """What is left to the labels."""
+        return 1.0 - self.weight(progress)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """The distillation term."""
+        soft = self.teacher(step.inputs, step.index, step.view)
+        if soft.shape != step.outputs.shape:
+            raise ValueError(
+                f"Distill: teacher and student must put out the same shape, got {tuple(soft.shape)} and "
+                f"{tuple(step.outputs.shape)}; were they built for different class counts?"
+            )
+        term = self.function(step.outputs, soft, self.temperature(step.progress))
+        self._last = (term.detach(), term.requires_grad)
+        return {"distill": self.weight(step.progress) * term}
+
+    def settled(self, progress: float) -> bool:
+        """Whether the weight has been above zero."""
+        return self._last is not None and self.weight(progress) > 0
+
+    def missing_effect(self, model: nn.Module, progress: float) -> str | None:
+        """A term without a gradient, or exactly zero."""
+        assert self._last is not None
+        value, differentiable = self._last
+        if not differentiable:
+            return "its loss carries no gradient: are the student's outputs detached?"
+        if float(value) == 0.0:
+            return "its loss is exactly zero: is the teacher the student itself, or are the outputs constant?"
+        return None

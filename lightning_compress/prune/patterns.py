@@ -1,0 +1,71 @@
+"""The shape of what is removed together.
+
+A pattern puts its masks on the model, ranks its units, and turns the units to keep into masks:
+`pattern(model, example, layers) -> object` with `scores(score)`, `apply(keep)`, `keep()` and `finalize(compact)`.
+"""
+
+from collections.abc import Callable
+from typing import Any, Protocol, final
+
+from torch import Tensor, nn
+
+from lightning_compress.core.method import Compact
+from lightning_compress.prune.mask import Mask
+
+Score = Callable[[Tensor], Tensor]
+
+
+class Pattern(Protocol):
+    """What `Prune` asks of a pattern; units are named by layer, keep and scores are 1-D."""
+
+    def scores(self, score: Score) -> dict[str, Tensor]:
+        """Score of each unit that could be removed, zero where it already is."""
+        ...
+
+    def apply(self, keep: dict[str, Tensor]) -> None:
+        """Set the masks."""
+        ...
+
+    def keep(self) -> dict[str, Tensor]:
+        """The units that the masks keep now."""
+        ...
+
+    def finalize(self, compact: Compact) -> Compact:
+        """Remove physically what can be removed."""
+        ...
+
+
+@final
+class Unstructured:
+    """Single weights; the zeros stay in place and are coded away in the packed file.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> pattern = Unstructured(layer, None, {"": layer})
+    >>> {name: score.shape for name, score in pattern.scores(abs).items()}
+    {'': torch.Size([4])}
+    """
+
+    def __init__(self, model: nn.Module, example: Any, layers: dict[str, nn.Module]) -> None:
+        self._layers = layers
+        self._masks = {name: Mask.on(layer, "weight", layer.weight.shape) for name, layer in layers.items()}  # type: ignore[arg-type]
+
+    def scores(self, score: Score) -> dict[str, Tensor]:
+        """Score of each weight as deployed, so that a removed weight does not come back."""
+        found = {}
+        for name, mask in self._masks.items():
+            latent: Any = self._layers[name].parametrizations
+            found[name] = (score(latent.weight.original.detach()) * mask.mask).flatten()
+        return found
+
+    def apply(self, keep: dict[str, Tensor]) -> None:
+        """Set the masks."""
+        for name, mask in self._masks.items():
+            mask.mask.copy_(keep[name].view_as(mask.mask))
+
+    def keep(self) -> dict[str, Tensor]:
+        """The weights that the masks keep now."""
+        return {name: mask.mask.flatten() for name, mask in self._masks.items()}
+
+    def finalize(self, compact: Compact) -> Compact:
+        """Nothing to remove: single zeros have no shape."""
+        return compact

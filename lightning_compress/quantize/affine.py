@@ -1,0 +1,81 @@
+"""Uniform quantization: x is replaced by (clamp(round(x / scale) + zero_point) - zero_point) * scale.
+
+The convention is that of Jacob et al. (CVPR 2018, arXiv 1712.05877): ranges always hold zero, so zero is exact.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx
+
+
+def code_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
+    """Lowest and highest code: symmetric around zero without the odd value, or 0 to 2^bits - 1.
+
+    >>> code_range(4, symmetric=True), code_range(4, symmetric=False)
+    ((-7, 7), (0, 15))
+    """
+    if not 2 <= bits <= 8:
+        raise ValueError(f"expected 2 to 8 bits, got {bits}")
+    top: int = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
+    return (-top if symmetric else 0), top
+
+
+def symmetric_scale(low: Tensor, high: Tensor, top: Tensor | int) -> Tensor:
+    """Scale at which [low, high] fits in codes -top..top; any shape; 1 where the range is empty.
+
+    >>> symmetric_scale(torch.tensor(-1.0), torch.tensor(0.5), 127) * 127
+    tensor(1.)
+    """
+    reach = torch.maximum(-low, high)
+    return torch.where(reach > 0, reach / top, torch.ones_like(reach))
+
+
+def affine_scale(low: Tensor, high: Tensor, top: Tensor | int) -> tuple[Tensor, Tensor]:
+    """Scale and whole-number zero point (float) at which [low, high], stretched to hold 0, fits in codes 0..top.
+
+    >>> affine_scale(torch.tensor(-1.0), torch.tensor(2.0), 3)
+    (tensor(1.), tensor(1.))
+    """
+    low, high = low.clamp(max=0.0), high.clamp(min=0.0)
+    span = high - low
+    scale = torch.where(span > 0, span / top, torch.ones_like(span))
+    return scale, (-low / scale).round()
+
+
+def codes(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor | int, high: Tensor | int) -> Tensor:
+    """Whole-number codes of `x` as floats; `scale` and `zero_point` broadcast.
+
+    >>> codes(torch.tensor([0.6, 9.0]), torch.tensor(1.0), torch.tensor(0.0), -7, 7)
+    tensor([1., 7.])
+    """
+    return torch.clamp((x / scale).round() + zero_point, low, high)  # type: ignore[arg-type]
+
+
+class _FakeQuantize(torch.autograd.Function):
+    """Quantize and dequantize; the gradient passes where nothing was clipped (straight through)."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+        raw = (x.float() / scale).round() + zero_point
+        clipped = torch.clamp(raw, low, high)
+        ctx.save_for_backward(raw == clipped)
+        return ((clipped - zero_point) * scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
+        (inside,) = ctx.saved_tensors
+        return grads[0] * inside, None, None, None, None
+
+
+def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """`x` as its codes stand for it, with the straight-through gradient; dtype and shape of `x`, computed in float32.
+
+    `low` and `high` are 0-dim tensors, so that bits may change without a recompilation.
+
+    >>> one = torch.tensor(1.0)
+    >>> fake_quantize(torch.tensor([0.6, 9.0]), one, 0 * one, -7 * one, 7 * one)
+    tensor([1., 7.])
+    """
+    return _FakeQuantize.apply(x, scale, zero_point, low, high)  # type: ignore[no-any-return, no-untyped-call]
