@@ -1,0 +1,85 @@
+"""Scikit-learn's handwritten digits: real data that needs no download."""
+
+from collections.abc import Sequence
+from typing import final
+
+import torch
+from sklearn.datasets import load_digits
+
+from lightning_compress.data.augment import Augment
+from lightning_compress.data.labelled import Batching, LabelledData
+from lightning_compress.data.normalize import Statistic
+from lightning_compress.data.samples import Samples
+from lightning_compress.data.splits import train_val_test
+
+
+@final
+class Digits(LabelledData):
+    """1,797 digits of 1x8x8 pixels in 0..1, split into train, validation and test by class.
+
+    Kaynak, "Methods of Combining Multiple Classifiers and Their Applications to Handwritten Digit Recognition",
+    1995 (UCI Optical Recognition of Handwritten Digits, test set).
+
+    Args:
+        batch_size: samples per train batch and rank.
+        eval_batch_size: samples per validation and test batch and rank.
+        val_fraction: share of all samples held out for validation.
+        test_fraction: share of all samples held out for the final test.
+        split_seed: seed of the split; not the seed of the run.
+        seed: seed of order and transforms.
+        augment: random transforms of the train part.
+        mean: `auto`, or what to subtract.
+        std: `auto`, or what to divide by.
+        drop_last: leave out the train samples that do not fill a batch.
+        channels_last: whether inputs are laid out channels last.
+
+    >>> data = Digits()
+    >>> data.num_classes, data.num_train, list(data.example.shape)
+    (10, 1079, [2, 1, 8, 8])
+    """
+
+    def __init__(
+        self,
+        *,
+        batch_size: int = 64,
+        eval_batch_size: int = 1000,
+        val_fraction: float = 0.2,
+        test_fraction: float = 0.2,
+        split_seed: int = 0,
+        seed: int = 0,
+        augment: Sequence[Augment] = (),
+        mean: Statistic = "auto",
+        std: Statistic = "auto",
+        drop_last: bool = False,
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__(
+            Batching(
+                batch_size=batch_size,
+                eval_batch_size=eval_batch_size,
+                seed=seed,
+                augment=augment,
+                mean=mean,
+                std=std,
+                drop_last=drop_last,
+                channels_last=channels_last,
+            )
+        )
+        self._fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        self._split_seed = split_seed
+        self._carved_test: Samples | None = None
+
+    def read_train_val(self) -> tuple[Samples, Samples]:
+        """Reads all digits and splits them."""
+        digits = load_digits()
+        images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # stored as 0..16
+        everything = Samples(images, torch.from_numpy(digits.target).long(), [str(d) for d in digits.target_names])
+        train, val, test = train_val_test(everything.labels, **self._fractions, seed=self._split_seed)
+        self._carved_test = everything.subset(test)
+        return everything.subset(train), everything.subset(val)
+
+    def read_test(self) -> Samples:
+        """The held-out digits."""
+        self.setup()
+        assert self._carved_test is not None
+        return self._carved_test

@@ -1,0 +1,180 @@
+"""What every labelled data set offers a trainer; a subclass only says how to read its parts."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor
+
+from lightning_compress.data.augment import Augment
+from lightning_compress.data.device_loader import DeviceLoader
+from lightning_compress.data.normalize import Normalize, Statistic, normalization
+from lightning_compress.data.order import BatchOrder
+from lightning_compress.data.samples import Part, Samples
+from lightning_compress.data.worker_loader import WorkerLoader
+
+Loader = DeviceLoader | WorkerLoader
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Batching:
+    """How parts become normalised batches.
+
+    `batch_size` and `eval_batch_size` count samples per rank; `seed` fixes order and transforms of the train
+    part; `workers` counts the processes that read parts which are not in memory.
+
+    >>> Batching(batch_size=32).drop_last
+    False
+    """
+
+    batch_size: int
+    eval_batch_size: int = 1000
+    seed: int = 0
+    augment: Sequence[Augment] = ()
+    mean: Statistic = "auto"
+    std: Statistic = "auto"
+    drop_last: bool = False
+    channels_last: bool = False
+    workers: int = 0
+
+
+class LabelledData(pl.LightningDataModule, ABC):
+    """Train, validation and test batches of a labelled data set.
+
+    Nothing is read before the first use. Statistics come from the train part alone; the test part is read only
+    when its loader is asked for. Part by part, samples in memory go through a `DeviceLoader` on the trainer's
+    device, all others through a `WorkerLoader`. Under distributed training the loaders shard themselves.
+    """
+
+    def __init__(self, batching: Batching) -> None:
+        super().__init__()
+        self._batching = batching
+        self._parts: tuple[Part, Part] | None = None
+        self._test: Part | None = None
+        self._normalize: Normalize | None = None
+
+    @abstractmethod
+    def read_train_val(self) -> tuple[Part, Part]:
+        """Reads the train and the validation part."""
+
+    @abstractmethod
+    def read_test(self) -> Part:
+        """Reads the test part; called after `read_train_val`."""
+
+    def setup(self, stage: str | None = None) -> None:
+        """Reads train and validation part once, whatever the stage: the statistics come from there."""
+        if self._parts is None:
+            self._parts = self.read_train_val()
+
+    @property
+    def train_part(self) -> Part:
+        """Samples to train on; `Batch.index` counts in it."""
+        self.setup()
+        assert self._parts is not None
+        return self._parts[0]
+
+    @property
+    def val_part(self) -> Part:
+        """Samples to select on."""
+        self.setup()
+        assert self._parts is not None
+        return self._parts[1]
+
+    @property
+    def test_part(self) -> Part:
+        """Samples for the final evaluation, with the class names of the train part."""
+        if self._test is None:
+            test = self.read_test()
+            if test.names != self.labels:
+                raise ValueError(
+                    f"the test part names its classes {test.names}, the train part {self.labels}: they must agree"
+                )
+            self._test = test
+        return self._test
+
+    @property
+    def normalize(self) -> Normalize:
+        """How stored pixels become inputs."""
+        if self._normalize is None:
+            self._normalize = normalization(self.train_part, self._batching.mean, self._batching.std)
+        return self._normalize
+
+    @property
+    def labels(self) -> list[str]:
+        """Name of every class."""
+        return self.train_part.names
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.labels)
+
+    @property
+    def num_train(self) -> int:
+        """Number of samples in the train part."""
+        return len(self.train_part.labels)
+
+    @property
+    def example(self) -> Tensor:
+        """Two normalised train samples, float32 on the CPU, without random transforms."""
+        return self.normalize(self.train_part.fetch(torch.arange(min(2, self.num_train))))
+
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        """What a deployer must do to a picture: `(pixel * pixel_scale - mean) / std` at `input_size` (C, H, W)."""
+        normalize = self.normalize
+        return {
+            "mean": list(normalize.mean),
+            "std": list(normalize.std),
+            "pixel_scale": normalize.pixel_scale,
+            "input_size": list(self.example.shape[1:]),
+        }
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled, augmented batches of the train part."""
+        return self._loader(self.train_part, train=True)
+
+    def val_dataloader(self) -> Loader:
+        """Batches of the validation part, in stored order."""
+        return self._loader(self.val_part, train=False)
+
+    def test_dataloader(self) -> Loader:
+        """Batches of the test part, in stored order."""
+        return self._loader(self.test_part, train=False)
+
+    def _loader(self, part: Part, *, train: bool) -> Loader:
+        batching = self._batching
+        order = BatchOrder(
+            len(part.labels),
+            batching.batch_size if train else batching.eval_batch_size,
+            shuffle=train,
+            seed=batching.seed,
+            drop_last=train and batching.drop_last,
+            shard=_shard(),
+        )
+        augment = batching.augment if train else ()
+        device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+        if isinstance(part, Samples):
+            loader = DeviceLoader(
+                part, order, normalize=self.normalize, augment=augment, channels_last=batching.channels_last
+            )
+            return loader.to(device)
+        return WorkerLoader(
+            part,
+            order,
+            normalize=self.normalize,
+            augment=augment,
+            workers=batching.workers,
+            pin_memory=device.type == "cuda",
+        )
+
+
+def _shard() -> tuple[int, int]:
+    """Rank and number of ranks of this process."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        return torch.distributed.get_rank(), torch.distributed.get_world_size()
+    return 0, 1

@@ -1,0 +1,110 @@
+"""Which samples form which batch: a pure function of seed, epoch and rank."""
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator
+from typing import NamedTuple, final
+
+import torch
+from torch import Tensor
+
+
+class Draw(NamedTuple):
+    """One batch to make: its number in the epoch, the seed of its random transforms, its sample positions."""
+
+    number: int
+    seed: int
+    positions: Tensor
+
+
+@final
+class BatchOrder:
+    """The batches of one rank, epoch after epoch.
+
+    Serves as a loader's `sampler`: the trainer calls `set_epoch` before each epoch, so the order after a resume
+    is right without any saved state; the saved state is needed only to go on inside an epoch. The shards of the
+    ranks partition the epoch's permutation and every rank makes the same number of batches, none of them empty.
+
+    Args:
+        count: number of samples.
+        batch_size: samples per batch and rank.
+        shuffle: whether each epoch has its own permutation; off, the samples come in their stored order.
+        seed: seed of permutations and transforms.
+        drop_last: leave out the samples that do not fill a batch on every rank.
+        shard: rank and number of ranks.
+
+    Raises:
+        ValueError: if there are too few samples to give every rank each of its batches.
+
+    >>> [draw.positions.tolist() for draw in BatchOrder(5, 2).draws()]
+    [[0, 1], [2, 3], [4]]
+    """
+
+    def __init__(
+        self,
+        count: int,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int = 0,
+        drop_last: bool = False,
+        shard: tuple[int, int] = (0, 1),
+    ) -> None:
+        self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
+        self.rank, self.world_size = shard
+        self.epoch = 0
+        self.done = 0  # batches of this epoch handed out so far; kept by the loader, which may read ahead
+        self._first = 0
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        smallest = count // self.world_size
+        largest = math.ceil(count / self.world_size)
+        self._length = smallest // batch_size if drop_last else math.ceil(largest / batch_size)
+        if not 0 < self._length <= smallest:
+            raise ValueError(
+                f"{count} samples cannot give each of {self.world_size} ranks the same number of batches of "
+                f"{batch_size}{' with drop_last' if drop_last else ''}: use another batch size or fewer ranks"
+            )
+
+    def __len__(self) -> int:
+        return self._length
+
+    def set_epoch(self, epoch: int) -> None:
+        """Chooses the permutation of the next pass."""
+        if epoch != self.epoch:
+            self.epoch, self.done, self._first = epoch, 0, 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The epoch and how many of its batches were handed out."""
+        return {"epoch": self.epoch, "done": self.done}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next pass through the same epoch start where the saved one stopped."""
+        self.epoch, self.done = state["epoch"], state["done"]
+        self._first = self.done % self._length
+
+    def draws(self, device: torch.device | str = "cpu") -> Iterator[Draw]:
+        """The batches of this epoch, positions on `device`; the epoch is read at the first `next`."""
+        epoch, first, self._first = self.epoch, self._first, 0
+        shard = self._shard(epoch).to(device)
+        for number in range(first, self._length):
+            positions = shard[self._start(number, len(shard)) : self._start(number + 1, len(shard))]
+            yield Draw(number, _mix(self.seed, epoch, self.rank + 1, number), positions)
+
+    def _start(self, number: int, available: int) -> int:
+        # A shard one sample shorter than the others leaves that sample for its last batch.
+        return min(number * self.batch_size, available - (self._length - number))
+
+    def _shard(self, epoch: int) -> Tensor:
+        if not self.shuffle:
+            return torch.arange(self.rank, self.count, self.world_size)
+        # Drawn on the CPU: the order must not depend on the device.
+        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        return torch.randperm(self.count, generator=generator)[self.rank :: self.world_size]
+
+
+def _mix(*numbers: int) -> int:
+    """A 63-bit seed from integers; torch's CPU generator uses only the low 32 bits, so all must be mixed."""
+    digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1

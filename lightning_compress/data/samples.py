@@ -1,0 +1,48 @@
+"""One part (train, validation or test) of a labelled data set."""
+
+from dataclasses import dataclass
+from typing import Protocol, Self, final
+
+from torch import Tensor
+
+
+class Part(Protocol):
+    """Labelled samples that can be fetched by position, wherever they live."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class of every sample, int64 `[N]`."""
+
+    @property
+    def names(self) -> list[str]:
+        """Name of every class."""
+
+    def fetch(self, index: Tensor) -> Tensor:
+        """Inputs at the positions `index` (int64 `[B]`), uint8 or float32 `[B, C, H, W]`."""
+
+    def subset(self, index: Tensor) -> Self:
+        """The part that holds only the positions `index`, in that order."""
+
+
+@final
+@dataclass(frozen=True)
+class Samples:
+    """Samples held in memory: `inputs` uint8 or float32 `[N, C, H, W]`, `labels` int64 `[N]`.
+
+    >>> import torch
+    >>> samples = Samples(torch.arange(3.0).view(3, 1, 1, 1), torch.tensor([0, 1, 0]), ["no", "yes"])
+    >>> samples.subset(torch.tensor([2, 0])).fetch(torch.tensor([0])).item()
+    2.0
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    names: list[str]
+
+    def fetch(self, index: Tensor) -> Tensor:
+        """Inputs at the positions `index` (int64 `[B]`)."""
+        return self.inputs.index_select(0, index)
+
+    def subset(self, index: Tensor) -> "Samples":
+        """A copy that holds only the positions `index`, in that order."""
+        return Samples(self.fetch(index), self.labels.index_select(0, index), self.names)

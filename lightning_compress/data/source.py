@@ -1,0 +1,253 @@
+"""Labelled images from the public hub or a local folder, through `datasets`."""
+
+import hashlib
+import json
+import re
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, final
+
+import datasets
+import numpy as np
+import torch
+from datasets.exceptions import DatasetGenerationError, DatasetNotFoundError
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lightning_compress.data.decode import Decoder
+from lightning_compress.data.samples import Samples
+
+_AS_THEY_ARE = Decoder()
+_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
+
+
+@final
+@dataclass(frozen=True)
+class Columns:
+    """Column names; None means the only picture column, and `label`.
+
+    >>> Columns(image="img").label is None
+    True
+    """
+
+    image: str | None = None
+    label: str | None = None
+
+
+@final
+@dataclass(frozen=True)
+class Rows:
+    """Samples left on disk and decoded when fetched: a `Part` of a set that does not fit in memory.
+
+    `positions` int64 `[N]` are the rows of `table` that belong to it, `shape` is (C, H, W) of all of them and
+    `place` says in error messages where they come from.
+    """
+
+    table: datasets.Dataset
+    decoder: Decoder
+    shape: tuple[int, ...]
+    place: str
+    positions: Tensor
+    labels: Tensor
+    names: list[str]
+
+    def fetch(self, index: Tensor) -> Tensor:
+        """Decodes the samples at the positions `index`, uint8 or float32 `[B, C, H, W]`.
+
+        Raises:
+            ValueError: if one cannot be decoded or has another shape than the first of the set.
+        """
+        rows = self.positions[index].tolist()
+        return torch.from_numpy(np.stack([self._decode(*item) for item in zip(rows, self._cells(rows), strict=True)]))
+
+    def subset(self, index: Tensor) -> "Rows":
+        """The part that holds only the positions `index`, in that order."""
+        return replace(self, positions=self.positions[index], labels=self.labels[index])
+
+    def _cells(self, rows: list[int]) -> Iterable[Any]:
+        cells: Iterable[Any] = self.table[rows][self.table.column_names[0]]
+        return cells
+
+    def _decode(self, row: int, cell: Any) -> np.ndarray[Any, Any]:
+        array = _decode(self.decoder, cell, f"{self.place}, row {row}")
+        if array.shape != self.shape:
+            raise ValueError(
+                f"{self.place}, row {row}: (channels, height, width) is {array.shape}, but {self.shape} in the "
+                "first row; give size=[height, width] and channels=1 or 3 to make them alike"
+            )
+        return array
+
+
+def locate(source: str, root: str | None) -> str:
+    """The source itself or, where a data root is given, the folder of its last name there.
+
+    >>> locate("ylecun/mnist", None), locate("ylecun/mnist", "/data")
+    ('ylecun/mnist', '/data/mnist')
+    """
+    # Absolute, so that a missing folder is never taken for a hub id.
+    return source if root is None else str(Path(root).expanduser().absolute() / Path(source).name)
+
+
+def open_split(
+    source: str,
+    split: str,
+    *,
+    columns: Columns = Columns(),
+    decoder: Decoder = _AS_THEY_ARE,
+    cache_dir: str | None = None,
+) -> Rows:
+    """Opens one split of a labelled image set; pictures are decoded only when fetched.
+
+    `source` is a folder with Parquet files named after their split, a folder of pictures with one folder per
+    class (with or without `train` and `test` folders above), or an id on the public hub. `cache_dir` is where
+    `datasets` keeps its Arrow files; its own default if None.
+
+    Raises:
+        FileNotFoundError: if there is no such folder and no such set on the hub.
+        ValueError: if a file is corrupt, or split, column or labels are not as asked for.
+    """
+    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    place = f"{source} ({split})"
+    image = _image_column(table, columns.image, place)
+    labels, names = _labels(table, columns.label or "label", place)
+    if image in _pictures(table):
+        table = table.cast_column(image, datasets.Image(decode=False))
+    table = table.select_columns([image])
+    first = _decode(decoder, table[0][image], f"{place}, row 0")
+    return Rows(table, decoder, first.shape, place, torch.arange(len(labels)), labels, names)
+
+
+def read_split(
+    source: str,
+    split: str,
+    *,
+    columns: Columns = Columns(),
+    decoder: Decoder = _AS_THEY_ARE,
+    cache_dir: str | None = None,
+) -> Samples:
+    """Reads one split into memory; with a `cache_dir` the decoded arrays are kept there for the next time.
+
+    Inputs are uint8 (float32 for float columns) `[N, C, H, W]`, labels int64 `[N]`. Arguments and errors are
+    those of `open_split`.
+    """
+    rows = open_split(source, split, columns=columns, decoder=decoder, cache_dir=cache_dir)
+    if cache_dir is None:
+        return _decode_all(rows)
+    # The names of the Arrow files hold a hash of the source files, so changed data gets another key.
+    key = json.dumps([str(rows.table.cache_files), rows.table.column_names, repr(columns), repr(decoder)])
+    digest = hashlib.sha256(key.encode()).hexdigest()[:16]
+    path = Path(cache_dir) / f"{Path(source).name}-{split}-{digest}.safetensors"
+    if not path.exists():
+        _store(_decode_all(rows), path)
+    with safe_open(path, framework="pt") as file:
+        return Samples(file.get_tensor("inputs"), file.get_tensor("labels"), rows.names)
+
+
+def _decode_all(rows: Rows, chunk: int = 1000) -> Samples:
+    inputs = torch.cat([rows.fetch(index) for index in torch.split(torch.arange(len(rows.labels)), chunk)])
+    return Samples(inputs, rows.labels, rows.names)
+
+
+def _store(samples: Samples, path: Path) -> None:
+    """Writes under another name first: parallel runs may share the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{uuid.uuid4().hex}.partial")
+    save_file({"inputs": samples.inputs, "labels": samples.labels}, partial)
+    partial.replace(path)
+
+
+def _table(source: str, split: str, cache_dir: str | None) -> datasets.Dataset:
+    """The asked split as a table, picture cells still encoded."""
+    folder = Path(source).expanduser()
+    options: dict[str, Any] = {"path": source, "cache_dir": cache_dir}
+    if folder.is_dir():
+        kind = "parquet" if any(folder.rglob("*.parquet")) else "imagefolder"
+        options |= {"path": kind, "data_dir": str(folder)}
+    elif not _HUB_ID.fullmatch(source):
+        raise FileNotFoundError(f"{source} is no folder (and no hub id, which looks like 'owner/name')")
+    try:
+        builder = datasets.load_dataset_builder(**options)
+    except (DatasetNotFoundError, ConnectionError) as error:
+        raise FileNotFoundError(
+            f"{source} is neither a local folder nor a data set that could be reached on the hub: {error}"
+        ) from error
+    _check_split(source, split, builder)
+    if options["path"] == "parquet":  # one split alone; picture folders take their class names from all splits
+        del options["data_dir"]
+        options["data_files"] = {split: list(builder.config.data_files[split])}
+    try:
+        return datasets.load_dataset(**options, split=split)
+    except (DatasetGenerationError, ValueError) as error:
+        raise ValueError(f"{source} ({split}) cannot be read: {error.__cause__ or error}") from error
+
+
+def _check_split(source: str, split: str, builder: datasets.DatasetBuilder) -> None:
+    present = sorted(str(name) for name in builder.config.data_files or builder.info.splits)
+    if split not in present:
+        raise ValueError(f"{source} has no split {split!r}; it has {present}{_nearest(split, present)}")
+
+
+def _pictures(table: datasets.Dataset) -> list[str]:
+    """Columns of pictures: declared as such, or laid out as one (bytes and path)."""
+    return [
+        name
+        for name, feature in table.features.items()
+        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {*feature} == {"bytes", "path"})
+    ]
+
+
+def _image_column(table: datasets.Dataset, wanted: str | None, place: str) -> str:
+    if wanted is not None:
+        return _present(table, wanted, "image_column", place)
+    pictures = _pictures(table)
+    if len(pictures) != 1:
+        raise ValueError(
+            f"{place} has {len(pictures)} picture columns among {table.column_names}: name one with image_column="
+        )
+    return pictures[0]
+
+
+def _present(table: datasets.Dataset, name: str, argument: str, place: str) -> str:
+    if name not in table.column_names:
+        raise ValueError(
+            f"{place} has no column {name!r}; it has {table.column_names}{_nearest(name, table.column_names)}: "
+            f"set {argument}="
+        )
+    return name
+
+
+def _nearest(name: str, choices: Sequence[str]) -> str:
+    close = get_close_matches(name, choices, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""
+
+
+def _labels(table: datasets.Dataset, wanted: str, place: str) -> tuple[Tensor, list[str]]:
+    """Checked labels and class names; classes without a name are called by their number."""
+    column = _present(table, wanted, "label_column", place)
+    values = table.data.column(column)
+    if values.null_count or not str(values.type).startswith(("int", "uint")):
+        raise ValueError(
+            f"{place}: labels in {column!r} must be integers and none may be missing, got {values.type} with "
+            f"{values.null_count} of {len(values)} missing"
+        )
+    labels = torch.from_numpy(values.to_numpy().astype(np.int64))
+    feature = table.features[column]
+    names = list(feature.names) if isinstance(feature, datasets.ClassLabel) else None
+    count = int(labels.max()) + 1 if names is None else len(names)
+    if labels.min() < 0 or labels.max() >= count:
+        raise ValueError(
+            f"{place}: labels in {column!r} run from {int(labels.min())} to {int(labels.max())}, expected 0 to "
+            f"{count - 1}; a split without published labels cannot be used"
+        )
+    return labels, names or [str(number) for number in range(count)]
+
+
+def _decode(decoder: Decoder, cell: Any, place: str) -> np.ndarray[Any, Any]:
+    try:
+        return decoder(cell)
+    except ValueError as error:
+        raise ValueError(f"{place}: {error}") from error

@@ -1,0 +1,94 @@
+"""ONNX Runtime on the CPU: the only file that imports onnxruntime."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from lightning_compress.tracking.provenance import cpu_name
+
+name = f"onnxruntime {onnxruntime.__version__}"
+
+
+def session(model: Path | str | bytes, threads: int = 1) -> Callable[[NDArray[Any]], NDArray[Any]]:
+    """Open an ONNX model, a file or its bytes, with one input and one output; returns `inputs -> outputs`.
+
+    All graph optimisations are on. Operators run one after the other on `threads` threads; with one thread nothing
+    spins while it waits, so that a measurement does not disturb its neighbours.
+
+    Raises:
+        FileNotFoundError: there is no file at `model`.
+        ValueError: the model cannot be loaded or has not exactly one input and one output, or `threads` is below 1.
+
+    Example:
+        >>> from onnx import TensorProto, helper
+        >>> def value(name):
+        ...     return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 2])
+        >>> graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "g", [value("x")], [value("y")])
+        >>> model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        >>> session(model.SerializeToString())(np.array([[-1.0, 2.0]], np.float32))
+        array([[0., 2.]], dtype=float32)
+    """
+    opened = _open(model, threads)
+    inputs = [value.name for value in opened.get_inputs()]
+    outputs = [value.name for value in opened.get_outputs()]
+    if len(inputs) != 1 or len(outputs) != 1:
+        raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+
+    return run
+
+
+def _open(model: Path | str | bytes, threads: int) -> onnxruntime.InferenceSession:
+    if threads < 1:
+        raise ValueError(f"expected at least 1 thread, got {threads}")
+    source = model if isinstance(model, bytes) else str(model)
+    if isinstance(source, str) and not Path(source).is_file():
+        raise FileNotFoundError(f"no ONNX file at {source}: export the model first or correct the path")
+    try:
+        return onnxruntime.InferenceSession(source, _options(threads), providers=["CPUExecutionProvider"])
+    except Exception as error:  # the errors of onnxruntime have no base class of their own
+        where = "these bytes" if isinstance(source, bytes) else source
+        raise ValueError(f"ONNX Runtime cannot load {where}: expected a whole ONNX model; {error}") from error
+
+
+def input_shape(model: Path | str | bytes) -> tuple[int, ...]:
+    """Shape of one sample of a model's first input: without the batch, which comes first.
+
+    Raises:
+        FileNotFoundError: there is no file at `model`.
+        ValueError: the model cannot be loaded, or a dimension other than the batch is free.
+    """
+    shape = _open(model, 1).get_inputs()[0].shape
+    if any(not isinstance(size, int) for size in shape[1:]):
+        raise ValueError(f"expected an input whose only free dimension is the batch, got {shape}")
+    return tuple(shape[1:])
+
+
+def device_name() -> str:
+    """Name of the device that a `session` computes on: the model of the CPU.
+
+    Example:
+        >>> device_name() == cpu_name()
+        True
+    """
+    return cpu_name()
+
+
+def _options(threads: int) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # Without it CPUs that have AVX2 but not VNNI add pairs of uint8 x int8 products in int16, which overflows at 8 bits.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    if threads == 1:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.add_session_config_entry("session.inter_op.allow_spinning", "0")
+    return options

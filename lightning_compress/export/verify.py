@@ -1,0 +1,68 @@
+"""Whether an exported model computes what the PyTorch model computes, on real inputs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from lightning_compress.core.fixed import FixedQuantizer
+
+
+class ExportMismatchError(RuntimeError):
+    """An exported model does not compute what the model it came from computes."""
+
+
+@torch.no_grad()
+def compare(model: nn.Module, session: Callable[[NDArray[Any]], NDArray[Any]], inputs: Tensor) -> dict[str, float]:
+    """Distance between the outputs of `model` and of `session`, an exported copy, on the batch `inputs`.
+
+    `max_error` and `mean_error` are absolute, `relative_error` is the mean error over the mean size of the outputs,
+    `agreement` the share of rows whose largest output is the same one.
+
+    >>> net = nn.Linear(2, 2)
+    >>> compare(net, lambda x: net(torch.from_numpy(x)).numpy(), torch.ones(3, 2))["agreement"]
+    1.0
+    """
+    expected = model(inputs)
+    got = torch.from_numpy(session(inputs.numpy()))
+    if got.shape != expected.shape:
+        raise ExportMismatchError(f"expected outputs of shape {tuple(expected.shape)}, got {tuple(got.shape)}")
+    error = (got - expected).abs()
+    return {
+        "max_error": float(error.max()),
+        "mean_error": float(error.mean()),
+        "relative_error": float(error.mean() / expected.abs().mean().clamp_min(torch.finfo().tiny)),
+        "agreement": float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
+    }
+
+
+def tolerance(model: nn.Module) -> float:
+    """The largest `relative_error` that rounding explains: 1e-3 in float, four codes of the coarsest activation else.
+
+    An int8 kernel adds in int32 and scales once, so a sum that lies at the border of two codes may round to the
+    other one, and later layers pass that on; such differences scale with the size of a code, 1 / (2^bits - 1) of the
+    range. They are rare, which is why the mean is looked at and not the maximum. A lost scale, zero point or clip
+    moves the outputs by about their own size, far above 0.5, where this stops.
+
+    >>> round(tolerance(FixedQuantizer(torch.tensor(1.0), torch.tensor(0), 0, 255)), 4)
+    0.0157
+    """
+    bits = [module.bits for module in model.modules() if isinstance(module, FixedQuantizer)]
+    return min(0.5, 4 / (2 ** min(bits) - 1)) if bits else 1e-3
+
+
+def check(distance: dict[str, float], limit: float) -> None:
+    """Refuse an export whose `relative_error` in `distance`, from `compare`, is above `limit`, from `tolerance`.
+
+    Raises:
+        ExportMismatchError: the export is wrong, or the runtime computes it wrongly.
+
+    >>> check({"relative_error": 0.001, "agreement": 1.0}, limit=0.01)
+    """
+    if not distance["relative_error"] <= limit:
+        raise ExportMismatchError(
+            f"the exported model is off by {distance['relative_error']:.3g} of its outputs' size (mean), of which "
+            f"rounding explains {limit:.3g}; its largest output agrees on {distance['agreement']:.1%} of the inputs"
+        )

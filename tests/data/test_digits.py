@@ -1,0 +1,33 @@
+import torch
+from sklearn.datasets import load_digits
+
+from lightning_compress.data.digits import Digits
+
+
+def test_parts_partition_the_1797_digits() -> None:
+    data = Digits()
+    parts = [data.train_part, data.val_part, data.test_part]
+    counts = [torch.bincount(part.labels).tolist() for part in parts]
+    assert [sum(count) for count in counts] == [1079, 359, 359]
+    assert [sum(column) for column in zip(*counts, strict=True)] == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    pixels = torch.cat([part.fetch(torch.arange(len(part.labels))) for part in parts])
+    stored = torch.from_numpy(load_digits().images).float()
+    assert sorted((pixels * 16).flatten(1).tolist()) == sorted(stored.flatten(1).tolist())
+
+
+def test_split_seed_moves_digits_and_run_seed_does_not() -> None:
+    first, run, split = Digits(), Digits(seed=1), Digits(split_seed=1)
+    assert torch.equal(first.train_part.labels, run.train_part.labels)
+    assert not torch.equal(first.train_part.labels, split.train_part.labels)
+    orders = [[i for batch in data.train_dataloader() for i in batch.index.tolist()] for data in (first, run)]
+    assert orders[0] != orders[1]
+
+
+def test_statistics_are_those_of_the_train_part() -> None:
+    data = Digits()
+    train = data.train_part.fetch(torch.arange(data.num_train)).double()
+    assert data.preprocessing["mean"] == [train.mean().item()]
+    assert abs(data.normalize.std[0] - train.std(correction=0).item()) < 1e-9
+    assert data.preprocessing["input_size"] == [1, 8, 8]
+    assert data.preprocessing["pixel_scale"] == 1.0
+    assert data.labels == [str(i) for i in range(10)]

@@ -1,0 +1,220 @@
+import warnings
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, numpy_helper
+from torch import Tensor, nn
+
+from lightning_compress.core import surgery
+from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.method import Compact
+from lightning_compress.core.stored import Stored
+from lightning_compress.export.onnx import export
+from lightning_compress.export.runtime import session
+from lightning_compress.export.verify import check, compare, tolerance
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "model.onnx"
+
+
+def initializers(path: Path) -> dict[str, Any]:
+    graph = onnx.load(path).graph
+    return {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+
+
+def plainly(path: Path, inputs: Tensor) -> Tensor:
+    """Outputs of the graph as it is written, no operator fused or replaced."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    opened = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return torch.from_numpy(opened.run(None, {"input": inputs.numpy()})[0])
+
+
+def kernels(path: Path) -> Counter[str]:
+    """Operators of the graph that ONNX Runtime makes of a file."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".optimized.onnx"))
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
+
+
+def coded_layer(layer: nn.Module, stored: Stored, fixed: FixedQuantizer) -> Compact:
+    """One layer with a coded weight and a rounded input, followed by a rounded output."""
+    weight, bias = layer.weight, layer.bias
+    assert isinstance(weight, Tensor)
+    assert isinstance(bias, Tensor)
+    weight.data.copy_(stored.value)
+    surgery.put_on_input(layer, fixed)
+    out = nn.ReLU()
+    surgery.put_on_input(out, FixedQuantizer(torch.tensor(0.05), torch.tensor(128), 0, 255))
+    net = nn.Sequential(layer, out).eval().requires_grad_(False)
+    return Compact(net, {"0.weight": stored, "0.bias": Stored(bias.detach())})
+
+
+def test_outputs_agree_with_the_torch_model(compact: Compact, inputs: Tensor, path: Path) -> None:
+    assert export(compact, inputs, path) == path
+    distance = compare(compact.model, session(path), inputs)
+    check(distance, tolerance(compact.model))
+    assert distance["relative_error"] < 0.02
+    assert distance["agreement"] > 0.95
+
+
+def test_a_float_model_agrees_to_float_sums(compact: Compact, inputs: Tensor, path: Path) -> None:
+    model = surgery.plain(compact.model).eval().requires_grad_(False)
+    stored = {name: Stored(tensor.value) for name, tensor in compact.stored.items()}
+    export(Compact(model, stored), inputs, path)
+    assert compare(model, session(path), inputs)["max_error"] < 1e-5
+
+
+def test_weights_are_integers_in_the_file_and_stand_for_the_same_values(
+    compact: Compact, inputs: Tensor, path: Path
+) -> None:
+    export(compact, inputs, path)
+    found = initializers(path)
+    for name in ("conv1.weight", "conv2.weight", "conv3.weight", "fc1.weight"):
+        key = f"coded.{name.replace('.', '/')}"
+        codes, scale, zero = (found.get(f"{key}.{part}") for part in ("codes", "scale", "zero"))
+        assert codes is not None
+        assert scale is not None
+        assert codes.dtype in (np.int8, np.uint8)
+        shape = [-1] + [1] * (codes.ndim - 1) if scale.ndim else []
+        centred = codes.astype(np.float32) - (np.float32(0) if zero is None else zero.reshape(shape).astype(np.float32))
+        assert np.array_equal(centred * scale.reshape(shape), compact.stored[name].value.numpy())
+    coded = {name for name, stored in compact.stored.items() if stored.codes is not None}
+    assert not coded & {name.removeprefix("model.") for name in found}
+    largest_float = max(array.size for array in found.values() if array.dtype == np.float32)
+    assert largest_float == compact.stored["fc2.weight"].value.numel()
+
+
+def test_graph_holds_one_pair_for_each_activation_and_clips_below_8_bits(
+    compact: Compact, inputs: Tensor, path: Path
+) -> None:
+    export(compact, inputs, path)
+    model = onnx.load(path)
+    count = Counter(node.op_type for node in model.graph.node)
+    assert count["QuantizeLinear"] == 4
+    assert count["DequantizeLinear"] == 4 + 4 + 4  # activations, weights, biases
+    assert count["Clip"] == 1
+    types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    for layer in ("conv1", "conv2", "conv3", "fc1"):
+        assert types[f"coded.{layer}/bias.codes"] == TensorProto.INT32
+    onnx.checker.check_model(model, full_check=True)
+
+
+def test_onnx_runtime_takes_int8_kernels(compact: Compact, inputs: Tensor, path: Path) -> None:
+    export(compact, inputs, path)
+    # conv3 is followed by a batch norm in float, fc1 by a layer whose input is not rounded: they cannot be int8.
+    assert kernels(path)["QLinearConv"] == 2
+
+
+def test_a_linear_layer_with_rounded_output_is_int8_too(path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8)
+    stored = Stored(layer.weight.detach()).coded(torch.randint(-7, 8, (8, 16)), torch.rand(8) / 7, bits=4, axis=0)
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 255))
+    inputs = torch.rand(32, 16) * 20
+    export(compact, inputs, path)
+    assert kernels(path)["QGemm"] == 1
+    assert compare(compact.model, session(path), inputs)["max_error"] < 0.05 * 1.01
+
+
+@pytest.mark.parametrize(("low", "high", "zero"), [(0, 255, 3), (-128, 127, 5), (0, 15, 0), (-8, 7, -2), (-1, 1, 0)])
+def test_activations_are_rounded_to_the_very_same_values(low: int, high: int, zero: int, path: Path) -> None:
+    fixed = FixedQuantizer(torch.tensor(0.37), torch.tensor(zero), low, high)
+    inputs = torch.cat([torch.linspace(-120, 120, 5001), torch.arange(-300, 300) * torch.tensor(0.37)])[:, None]
+    export(Compact(nn.Sequential(fixed).eval(), {}), inputs, path)
+    assert torch.equal(plainly(path, inputs), fixed(inputs))
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_affine_weights_with_any_zero_point(bits: int, axis: int | None, path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 6, 3)
+    shape = () if axis is None else (6,)
+    zero = torch.randint(0, 2**bits, shape)
+    codes = torch.randint(0, 2**bits, layer.weight.shape)
+    scale = torch.rand(shape) / 2**bits
+    stored = Stored(layer.weight.detach()).coded(codes, scale, zero, bits=bits, axis=axis, symmetric=False)
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255))
+    inputs = torch.rand(8, 3, 9, 9) * 5
+    export(compact, inputs, path)
+    # At most one code of the output apart, where a sum lies at the border of two.
+    assert compare(compact.model, session(path), inputs)["max_error"] < 0.05 * 1.01
+    assert compare(compact.model, session(path), inputs)["mean_error"] < 0.05 * 0.02
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize("scale", [0.0, 1e-30, 1e-8])
+def test_a_bias_far_above_the_weights_survives(scale: float, axis: int | None, path: Path) -> None:
+    layer = nn.Linear(4, 3)
+    codes = torch.tensor([[0, 0, 0, 0], [1, -7, 3, 2], [0, 0, 0, 0]])
+    scales = torch.tensor(scale) if axis is None else torch.tensor([0.1, scale, scale])
+    stored = Stored(layer.weight.detach()).coded(codes, scales, bits=4, axis=axis)
+    layer.bias.data.copy_(torch.tensor([0.5, -1.0, 3.0]))
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 255))
+    inputs = torch.rand(8, 4)
+    export(compact, inputs, path)
+    assert compare(compact.model, session(path), inputs)["max_error"] < 1e-6
+    assert torch.allclose(plainly(path, inputs), compact.model(inputs))
+
+
+def test_narrow_codes_are_stretched_for_a_finer_bias(path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(64, 16)
+    stored = Stored(layer.weight.detach()).coded(torch.randint(-1, 2, (16, 64)), torch.tensor(0.25), bits=2)
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.2), torch.tensor(0), 0, 3))
+    export(compact, torch.rand(2, 64), path)
+    found = initializers(path)
+    assert found["coded.0/weight.codes"].max() == 64
+    bias = found["coded.0/bias.codes"] * found["coded.0/bias.scale"]
+    assert np.abs(bias - layer.bias.detach().numpy()).max() <= 0.25 * 0.2 / 64 / 2 * 1.001
+
+
+def test_batch_is_free_unless_it_is_to_be_fixed(compact: Compact, inputs: Tensor, path: Path) -> None:
+    export(compact, inputs[:1], path)
+    assert session(path)(inputs[:5].numpy()).shape == (5, 10)
+    export(compact, inputs[:3], path, dynamic_batch=False)
+    with pytest.raises(onnxruntime.capi.onnxruntime_pybind11_state.InvalidArgument):
+        session(path)(inputs[:5].numpy())
+
+
+def test_export_is_quiet_and_keeps_no_trace_of_the_machine(
+    compact: Compact, inputs: Tensor, path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        export(compact, inputs, path)
+    captured = capfd.readouterr()
+    assert captured.out + captured.err == ""
+    assert b".py" not in path.read_bytes()
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_the_model_is_left_as_it_was(compact: Compact, inputs: Tensor, path: Path) -> None:
+    before = compact.model(inputs)
+    export(compact, inputs, path)
+    assert torch.equal(compact.model(inputs), before)
+    assert isinstance(compact.model.get_submodule("fc1.input_quantizer"), FixedQuantizer)
+
+
+def test_activations_of_more_than_8_bits_are_refused(path: Path) -> None:
+    fixed = FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 511)
+    with pytest.raises(ValueError, match="at most 8 bits, got 9"):
+        export(Compact(nn.Sequential(fixed).eval(), {}), torch.zeros(2, 3), path)
+
+
+def test_a_zero_point_beyond_uint8_is_refused(compact: Compact, inputs: Tensor, path: Path) -> None:
+    stored = replace(compact.stored["fc1.weight"], zero_point=torch.tensor(300, dtype=torch.int32))
+    with pytest.raises(ValueError, match=r"zero points in \[0, 255\]"):
+        export(replace(compact, stored=compact.stored | {"fc1.weight": stored}), inputs, path)

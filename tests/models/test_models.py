@@ -1,0 +1,96 @@
+"""What every architecture of the package must do: one row per file in conf/model that builds by itself."""
+
+import copy
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+import lightning_compress
+from lightning_compress.models.load import resolve
+
+FOLDER = Path(lightning_compress.__file__).parent / "conf" / "model"
+FILES = sorted(FOLDER.glob("*.yaml"))
+# (file, images): the deepest networks are the shallow ones repeated, so they are not traced again.
+IMAGES = {
+    "lenet_300_100": (1, 28),
+    "mlp": (1, 8),
+    "lenet5": (1, 28),
+    "resnet8": (3, 16),
+    "vgg16": (3, 32),
+    "small_conv": (1, 8),
+}
+EXTERNAL = {"timm", "huggingface"}
+REPEATED = {"resnet20", "resnet56", "resnet110"}
+
+
+def settings(name: str) -> Mapping[str, object]:
+    config = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
+    assert isinstance(config, dict)
+    return {str(key): value for key, value in config.items()}
+
+
+def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
+    channels, size = IMAGES[name]
+    config = {**settings(name), "num_classes": 7, "in_channels": channels, "image_size": size, **extra}
+    target = resolve(str(config.pop("_target_")))
+    model = target(**{key: value for key, value in config.items() if key in inspect.signature(target).parameters})
+    assert isinstance(model, nn.Module)
+    torch.manual_seed(0)
+    return model, torch.randn(2, channels, size, size)
+
+
+def test_every_file_is_in_the_table() -> None:
+    assert {path.stem for path in FILES} == IMAGES.keys() | EXTERNAL | REPEATED
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -> None:
+    config = dict(settings(path.stem))
+    signature = inspect.signature(resolve(str(config.pop("_target_"))))
+    assert "num_classes" in signature.parameters
+    assert not config.keys() & {"num_classes", "in_channels", "image_size"}
+    assert config.keys() <= signature.parameters.keys()
+
+
+@pytest.mark.parametrize("width", [0.25, 0.6, 1.0, 2.0])
+@pytest.mark.parametrize("name", IMAGES)
+def test_gives_logits_at_every_width(name: str, width: float) -> None:
+    with torch.device("meta"):
+        model, inputs = build(name, width=width)
+    assert model(inputs).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_exports_with_a_free_batch_size(name: str) -> None:
+    model, inputs = build(name, width=0.25)
+    model.eval()
+    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    other = torch.cat([inputs, inputs + 1])
+    torch.testing.assert_close(program.module()(other), model(other))
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_compiles_without_a_graph_break(name: str) -> None:
+    model, inputs = build(name, width=0.25, **({"depth": 11} if name == "vgg16" else {}))
+    twin = copy.deepcopy(model)
+    torch._dynamo.reset()
+    compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)
+    expected = model(inputs)
+    outputs = compiled(inputs)
+    torch.testing.assert_close(outputs, expected)
+    outputs.sum().backward()
+    expected.sum().backward()
+    for mine, theirs in zip(twin.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", IMAGES)
+def test_every_parameter_learns(name: str) -> None:
+    model, inputs = build(name, width=0.25)
+    model(inputs).square().sum().backward()
+    assert all(p.grad is not None for p in model.parameters())
