@@ -1,0 +1,142 @@
+"""The Python interface: compress a model of yours, load a packed one."""
+
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.method import Compact, Method
+from lightning_compress.core.task import Task, classification
+from lightning_compress.export import onnx, packed
+from lightning_compress.module import OptimizerFactory, SchedulerFactory
+from lightning_compress.run import config, device, measure
+from lightning_compress.run.fit import Job, Phase, fit
+from lightning_compress.run.result import Result
+from lightning_compress.tracking.provenance import provenance
+
+
+def compress(
+    model: nn.Module,
+    data: Any,
+    methods: Sequence[Method],
+    *,
+    epochs: int = 10,
+    folder: str | Path = "runs/compress",
+    task: Task | None = None,
+    optimizer: OptimizerFactory = torch.optim.Adam,
+    scheduler: SchedulerFactory | None = None,
+    seed: int = 0,
+    test: bool = False,
+    **trainer: Any,
+) -> Result:
+    """Train `model` under `methods` and write, check and measure the deployed files in `folder`.
+
+    `data` is a LightningDataModule whose batches are `(inputs, targets, ...)`; those of this package know their number
+    of classes, others need a `task`. `trainer` takes arguments of `pl.Trainer`. The model itself is left as it is.
+
+    Raises:
+        ValueError: no task for data that does not know its classes, or what the methods object to.
+
+    Example:
+        >>> from lightning_compress.data.digits import Digits
+        >>> from lightning_compress.models.small_conv import SmallConv
+        >>> from lightning_compress.prune.method import Prune
+        >>> import tempfile
+        >>> result = compress(SmallConv(width=0.25), Digits(), [Prune(0.5)], epochs=1, folder=tempfile.mkdtemp())
+        >>> result.cost["packed_bytes"] < 4 * result.cost["params"]
+        True
+    """
+    pl.seed_everything(seed, verbose=False)
+    started = time.time()
+    home = Path(folder)
+    home.mkdir(parents=True, exist_ok=True)
+    inputs = _inputs(data)
+    job = Job(
+        build=lambda: deepcopy(model),
+        data=data,
+        task=task or _task(data),
+        phases=[Phase(lambda: methods, epochs)],
+        optimizer=optimizer,
+        scheduler=scheduler,
+        example=inputs[:2],
+        folder=home,
+        trainer={"precision": device.precision(None), **trainer},
+        speed={"compile_model": device.compiled(None), "channels_last": device.channels_last(None, model)},
+    )
+    compact, history = fit(job)
+    files, checks, cost, layers = measure.measure(
+        compact, job.build, inputs, home, architecture=None, timing=measure.Timing()
+    )
+    metrics = measure.evaluate(compact.model, data.val_dataloader(), job.task, "val")
+    if test:
+        metrics |= measure.evaluate(compact.model, data.test_dataloader(), job.task, "test")
+    result = Result(
+        name=home.name,
+        metrics=metrics,
+        cost=cost,
+        layers=layers,
+        seed=seed,
+        provenance=provenance(),
+        wall_seconds=time.time() - started,
+        files=files,
+        checks=checks,
+        history=history,
+    )
+    result.save(home)
+    return result
+
+
+def _task(data: Any) -> Task:
+    if not hasattr(data, "num_classes"):
+        raise ValueError(
+            "compress: the data module has no num_classes; give a task, "
+            "for example task=lightning_compress.core.task.classification(10)"
+        )
+    return classification(data.num_classes)
+
+
+def _inputs(data: Any) -> Tensor:
+    data.prepare_data()
+    data.setup("fit")
+    inputs: Tensor = next(iter(data.val_dataloader()))[0]
+    return inputs.cpu().contiguous()
+
+
+def load(file: str | Path, model: nn.Module | None = None, allow: Sequence[str] = ()) -> nn.Module:
+    """The model in a packed file, ready to run: bit for bit what was measured.
+
+    `model` is the base network, needed when the file was written from an object; `allow` names packages of yours that
+    the file's architecture may come from.
+
+    Raises:
+        ValueError: the file is damaged, or names code that is not allowed.
+    """
+    unpacked = packed.read(Path(file))
+    return packed.rebuild(unpacked, deepcopy(model) if model is not None else _base(unpacked, file, allow))
+
+
+def export(file: Path, to: Path) -> Path:
+    """Write the ONNX file of a packed model that says which network it is of; the path written.
+
+    Raises:
+        ValueError: the file is damaged, or was written from an object.
+    """
+    unpacked = packed.read(file)
+    model = packed.rebuild(unpacked, _base(unpacked, file, ()))
+    shape = (unpacked.architecture or {})["input_shape"]
+    return onnx.export(Compact(model, unpacked.tensors, unpacked.edits), torch.zeros(2, *shape), to)
+
+
+def _base(unpacked: packed.Packed, file: str | Path, allow: Sequence[str]) -> nn.Module:
+    node = (unpacked.architecture or {}).get("model")
+    if node is None:
+        raise ValueError(f"{file} does not say which network it is of: call load(file, model=the base network)")
+    base = config.build(node, allow)
+    if not isinstance(base, nn.Module):
+        raise ValueError(f"{file} names {node['_target_']!r}, which is not a network")
+    return base

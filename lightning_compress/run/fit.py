@@ -1,0 +1,177 @@
+"""Training: one phase after another, each resumable, ending in a finalized model."""
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lightning_compress.core import edits, surgery
+from lightning_compress.core.method import Compact, Edit, Method
+from lightning_compress.core.task import Task
+from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
+
+
+@final
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of training under one list of methods; `methods` is called when the phase begins."""
+
+    methods: Callable[[], Sequence[Method]]
+    epochs: int
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """Everything that training needs, as objects.
+
+    `build` makes the base network with its start weights; `trainer` holds arguments of `pl.Trainer`; `speed` may set
+    `compile_model` and `channels_last`; `report` is told each epoch's figures.
+    """
+
+    build: Callable[[], nn.Module]
+    data: pl.LightningDataModule
+    task: Task
+    phases: Sequence[Phase]
+    optimizer: OptimizerFactory
+    scheduler: SchedulerFactory | None
+    example: Tensor
+    folder: Path
+    trainer: dict[str, Any] = field(default_factory=dict)
+    speed: dict[str, bool] = field(default_factory=dict)
+    checkpoint_every: int = 1
+    validate_every: int = 1
+    report: Callable[[dict[str, float]], None] | None = None
+
+
+def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
+    """Train all phases, going on from the last checkpoint in `job.folder`; the finalized model and the curve.
+
+    Raises:
+        ValueError: a checkpoint that cannot be read, or a loss that became NaN.
+    """
+    model = job.build()
+    made: list[Edit] = []
+    curve: list[dict[str, float]] = []
+    compact: Compact | None = None
+    for number, phase in enumerate(job.phases):
+        handoff = job.folder / f"phase{number}.pt"
+        if handoff.exists():
+            model, made, curve = _take_over(job, handoff)
+            continue
+        compact, epochs = _phase(job, phase, number, model, first=len(curve))
+        curve = [*curve, *({**row, "epoch": row["epoch"] + len(curve)} for row in epochs)]
+        made = [*made, *compact.edits]
+        compact = Compact(compact.model, compact.stored, made)
+        if number < len(job.phases) - 1:
+            model = _bare(compact.model)
+            _save(handoff, {"state": model.state_dict(), "edits": made, "curve": curve})
+    assert compact is not None, "a job has at least one phase, and the last leaves no hand-off"
+    return compact, curve
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """The finalized model as a start for the next phase: trainable, no quantizer on any input."""
+    for module in model.modules():
+        surgery.take_from_input(module)
+    return model.train().requires_grad_(True)
+
+
+def _take_over(job: Job, handoff: Path) -> tuple[nn.Module, list[Edit], list[dict[str, float]]]:
+    saved = load_checkpoint(handoff)
+    model = edits.replay(job.build(), saved["edits"])
+    model.load_state_dict(saved["state"])
+    return model, saved["edits"], saved["curve"]
+
+
+def _save(path: Path, data: dict[str, Any]) -> None:
+    part = path.with_suffix(".part")
+    torch.save(data, part)
+    part.replace(path)
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint without running code from it.
+
+    Raises:
+        ValueError: the file is damaged or holds more than plain data.
+    """
+    try:
+        loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise ValueError(
+            f"cannot read checkpoint {path}: {str(error).splitlines()[0]}; delete it to start over"
+        ) from error
+    return loaded
+
+
+def _phase(
+    job: Job, phase: Phase, number: int, model: nn.Module, *, first: int
+) -> tuple[Compact, list[dict[str, float]]]:
+    checkpoint = job.folder / f"phase{number}.ckpt"
+    module = CompressionModule(
+        model,
+        job.task,
+        phase.methods(),
+        example=job.example,
+        optimizer=job.optimizer,
+        scheduler=job.scheduler,
+        **job.speed,
+    )
+    keep = ModelCheckpoint(
+        dirpath=job.folder,
+        filename=checkpoint.stem,
+        every_n_epochs=job.checkpoint_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    if job.report is not None:
+        report = job.report
+        module.report = lambda row: report({**row, "epoch": row["epoch"] + first})
+    with _quiet():
+        trainer = pl.Trainer(
+            max_epochs=phase.epochs,
+            callbacks=[keep],
+            logger=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=min(job.validate_every, phase.epochs),
+            default_root_dir=job.folder,
+            **job.trainer,
+        )
+        if checkpoint.exists():
+            load_checkpoint(checkpoint)
+        trainer.fit(
+            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+        )
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    return module.finalize(), module.epochs
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning's hints are about data loaders and loggers that this project does not use."""
+    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+        warnings.filterwarnings(
+            "ignore", message=".*does not have many workers.*|.*logging interval.*|.*exists and is not empty.*"
+        )
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

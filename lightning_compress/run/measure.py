@@ -1,0 +1,168 @@
+"""Numbers of a finalized model, all from the files that were written and the tensors in them."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.compressor import read_stored
+from lightning_compress.core.method import Compact
+from lightning_compress.core.task import Task
+from lightning_compress.cost.bops import bops, relative_bops
+from lightning_compress.cost.params import num_nonzeros, num_params
+from lightning_compress.cost.record import LayerCost, layer_table
+from lightning_compress.export import latency, onnx, packed, runtime, verify
+
+PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
+
+
+@final
+@dataclass(frozen=True)
+class Timing:
+    """How latency is measured: beside which dense ONNX file, on how many samples and threads, how often; or not."""
+
+    reference: Path | None = None
+    batch_size: int = 64
+    threads: int = 1
+    rounds: int = 30
+    latency: bool = True
+
+
+@torch.no_grad()
+def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -> dict[str, float]:
+    """Loss and metrics of `model` in eval mode over `batches` of (inputs, targets, ...), named `<split>/<metric>`."""
+    metrics = task.metrics()
+    total, count = 0.0, 0
+    training = model.training
+    model.eval()
+    for inputs, targets, *_ in batches:
+        model.to(inputs.device)
+        outputs = model(inputs)
+        metrics.update(outputs.cpu(), targets.cpu())
+        total += float(task.loss(outputs, targets)) * len(targets)
+        count += len(targets)
+    model.cpu().train(training)
+    if not count:
+        raise ValueError(f"the {split} split yields no batch; expected at least one")
+    return {f"{split}/loss": total / count, **{f"{split}/{k}": float(v) for k, v in metrics.compute().items()}}
+
+
+def write_packed(
+    compact: Compact, base: nn.Module, inputs: Tensor, path: Path, architecture: dict[str, Any] | None
+) -> None:
+    """Write the packed file and see that it gives back the model's outputs bit for bit.
+
+    Raises:
+        ValueError: it does not.
+    """
+    packed.write(compact, path, architecture={"model": architecture, "input_shape": list(inputs.shape[1:])})
+    again = packed.rebuild(packed.read(path), base)
+    with torch.no_grad():
+        if not torch.equal(again(inputs), compact.model(inputs)):
+            raise ValueError(f"{path} does not give back the model's outputs bit for bit")
+
+
+def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]:
+    """Write the ONNX file and compare it with the model on real inputs.
+
+    Raises:
+        ExportMismatchError: they disagree by more than rounding explains.
+    """
+    onnx.export(compact, inputs[:2], path)
+    checks = verify.compare(compact.model, runtime.session(path), inputs)
+    verify.check(checks, verify.tolerance(compact.model))
+    return checks
+
+
+def costs(
+    compact: Compact, base: nn.Module, example: Tensor, packed_file: Path
+) -> tuple[dict[str, Any], list[LayerCost]]:
+    """Counts and bytes of the deployed model, in total and by layer; `dense_bytes` is the base network's in float32."""
+    rows = layer_table(compact.model, compact.stored, example, packed.read(packed_file).bytes_per_tensor)
+    counted = [row for row in rows if row.macs]
+    macs = {row.name: row.macs for row in counted}
+    bits = {row.name: row.weight_bits for row in counted}, {row.name: row.activation_bits for row in counted}
+    weights = [compact.stored[name].value for name, _ in compact.model.named_parameters() if name in compact.stored]
+    params, nonzeros = num_params(compact.model), num_nonzeros(weights)
+    return {
+        "params": params,
+        "nonzeros": nonzeros,
+        "sparsity": 1.0 - nonzeros / max(1, params),
+        "macs": sum(macs.values()),
+        "bops": bops(macs, *bits),
+        "relative_bops": relative_bops(macs, *bits),
+        "packed_bytes": packed_file.stat().st_size,
+        "dense_bytes": 4 * num_params(base),
+    }, rows
+
+
+def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
+    """Write the uncompressed float network as ONNX, to be timed beside the compressed one."""
+    return onnx.export(Compact(model.eval(), read_stored(model)), example, path)
+
+
+def side_by_side(files: Mapping[str, Path], inputs: Tensor, timing: Timing) -> dict[str, latency.Latency]:
+    """Latency of ONNX files in milliseconds per batch, all in one call; ratios are to the first."""
+    batch = np.resize(inputs.numpy(), (timing.batch_size, *inputs.shape[1:]))
+    sessions = {name: runtime.session(path, timing.threads) for name, path in files.items()}
+    return latency.measure(
+        {name: partial(run, batch) for name, run in sessions.items()},
+        reference=next(iter(files)),
+        bench=latency.Bench(runtime.name, runtime.device_name(), timing.threads, timing.batch_size),
+        rounds=timing.rounds,
+    )
+
+
+def compare_files(files: Sequence[Path], batch_size: int, threads: int, rounds: int) -> dict[str, latency.Latency]:
+    """Latency of ONNX files on random inputs of the shape that the first one declares.
+
+    Raises:
+        ValueError: a file is no ONNX model, or one is named twice.
+    """
+    inputs = torch.randn(batch_size, *runtime.input_shape(files[0]))
+    named = {str(path): path for path in files}
+    return side_by_side(named, inputs, Timing(None, batch_size, threads, rounds))
+
+
+def _latency(model: Path, dense: Path, inputs: Tensor, timing: Timing) -> dict[str, Any]:
+    found = side_by_side({"dense": dense, "model": model}, inputs, timing)
+    ours = asdict(found["model"])
+    return {
+        "latency_ms": ours.pop("median_ms"),
+        "latency_p10_ms": ours.pop("p10_ms"),
+        "latency_p90_ms": ours.pop("p90_ms"),
+        "latency_ratio": ours.pop("ratio"),
+        "latency_rounds": ours.pop("rounds"),
+        "dense_latency_ms": found["dense"].median_ms,
+        **ours,
+    }
+
+
+def measure(
+    compact: Compact,
+    make: Callable[[], nn.Module],
+    inputs: Tensor,
+    folder: Path,
+    *,
+    architecture: dict[str, Any] | None,
+    timing: Timing,
+) -> tuple[dict[str, str], dict[str, float], dict[str, Any], list[dict[str, Any]]]:
+    """Write, check, count and time: names of the files, what the checks saw, the costs, the per-layer table.
+
+    `make` builds the base network; `inputs` are real samples, [number, ...], on the CPU.
+    """
+    write_packed(compact, make(), inputs, folder / PACKED, architecture)
+    torch.save(compact.model.state_dict(), folder / WEIGHTS)
+    cost, rows = costs(compact, make(), inputs[:1], folder / PACKED)
+    files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
+    if timing.latency:
+        checks = write_onnx(compact, inputs, folder / ONNX)
+        dense = timing.reference or export_dense(make(), inputs[:2], folder / DENSE)
+        cost |= _latency(folder / ONNX, dense, inputs, timing)
+        files["onnx"] = ONNX
+    return files, checks, cost, [asdict(row) for row in rows]

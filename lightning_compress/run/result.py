@@ -1,0 +1,85 @@
+"""The record of one run: the truth that logs, tables and reports mirror."""
+
+import json
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Self, final
+
+SCHEMA = 1
+FILE = "result.json"
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Write `data` so that a reader sees the old file or the new one, never half of one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f"{path.suffix}.part")
+    partial.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
+    os.replace(partial, path)
+
+
+@final
+@dataclass
+class Result:
+    """What one run gave.
+
+    `metrics` are by split and name ("val/accuracy", a share in [0, 1]); "test/..." is there only if the test split was
+    read. `cost` holds counts, bytes, milliseconds and the latency's ratio to the dense float network measured in the
+    same call. `layers` is the per-layer table, `history` the curve by epoch, `files` paths relative to the run.
+
+    >>> Result(name="a", metrics={"val/accuracy": 0.9}).get("val/accuracy")
+    0.9
+    """
+
+    name: str
+    status: str = "done"
+    metrics: dict[str, float] = field(default_factory=dict)
+    cost: dict[str, Any] = field(default_factory=dict)
+    layers: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    provenance: dict[str, Any] = field(default_factory=dict)
+    wall_seconds: float = 0.0
+    train_flops: float = 0.0
+    files: dict[str, str] = field(default_factory=dict)
+    checks: dict[str, float] = field(default_factory=dict)
+    history: list[dict[str, float]] = field(default_factory=list)
+    study: str | None = None
+    trial: int | None = None
+    error: str | None = None
+    schema: int = SCHEMA
+
+    def get(self, name: str) -> float:
+        """A number by its flat name: "val/accuracy", "cost/packed_bytes".
+
+        Raises:
+            KeyError: there is none of that name; the message lists those there are.
+        """
+        numbers = dict(self.metrics) | {
+            f"cost/{key}": value for key, value in self.cost.items() if isinstance(value, int | float)
+        }
+        if name not in numbers:
+            raise KeyError(f"no {name!r} in the result of {self.name!r}; it has {', '.join(sorted(numbers))}")
+        return float(numbers[name])
+
+    def save(self, folder: Path) -> Path:
+        """Write `folder/result.json`."""
+        path = folder / FILE
+        write_json(path, asdict(self))
+        return path
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read `folder/result.json`.
+
+        Raises:
+            ValueError: the file is missing, damaged, or of another schema version.
+        """
+        path = folder / FILE
+        try:
+            data = json.loads(path.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"cannot read {path}: {error}") from error
+        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
+            raise ValueError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA}")
+        return cls(**data)

@@ -1,0 +1,229 @@
+"""One run: a configuration in, a Result out."""
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.task import Task
+from lightning_compress.cost.macs import macs
+from lightning_compress.run import build, device, measure
+from lightning_compress.run.config import Config, ConfigError
+from lightning_compress.run.fit import Job, Phase, fit
+from lightning_compress.run.result import FILE, Result, write_json
+from lightning_compress.tracking import wandb
+from lightning_compress.tracking.provenance import provenance
+
+CONFIG = "config.json"
+
+
+def train(config: Config, folder: Path) -> Result:
+    """Train, finalize, export, check, measure and record one run in `folder`.
+
+    A finished folder is returned as it is, an unfinished one is resumed from its last checkpoint. Under several
+    processes only the first one measures; the others leave with `SystemExit(0)`.
+
+    Raises:
+        ConfigError: `folder` holds a run of another configuration.
+        ValueError: anything else that is wrong with the configuration or the data.
+    """
+    if _same(config, folder) and (folder / FILE).exists():
+        return Result.load(folder)
+    _claim(config, folder)
+    started = time.time()
+    with _threads(config["speed"]["threads"]), _tracked(config, folder) as log:
+        result = _run(config, folder, log)
+        result.wall_seconds = time.time() - started
+        result.save(folder)
+        log.summary({**result.metrics, **{f"cost/{key}": value for key, value in result.cost.items()}})
+        _log_layers(log, result)
+    return result
+
+
+def _run(config: Config, folder: Path, log: wandb.Run) -> Result:
+    pl.seed_everything(config["seed"], verbose=False)
+    data = build.data(config)
+    node = build.architecture(config["model"], data, config["allow"])
+    make = build.builder(node, config)
+    task = build.task(config, data)
+    compact, history = fit(_job(config, folder, data, task, make, log))
+    options = config["measure"]
+    reference = Path(options["reference"]) if options["reference"] else None
+    timing = measure.Timing(reference, options["batch_size"], options["threads"], options["rounds"], options["latency"])
+    files, checks, cost, layers = measure.measure(compact, make, sample(data), folder, architecture=node, timing=timing)
+    metrics = measure.evaluate(compact.model, data.val_dataloader(), task, "val")
+    if config["evaluate_test"]:
+        metrics |= measure.evaluate(compact.model, data.test_dataloader(), task, "test")
+    last = {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("train/")}
+    dense_macs = sum(macs(make(), data.example).values())
+    return Result(
+        name=config["name"],
+        metrics={**last, **metrics},
+        cost=cost,
+        layers=layers,
+        config=config,
+        seed=config["seed"],
+        provenance=provenance(),
+        train_flops=6.0 * dense_macs * data.num_train * len(history),
+        files=files,
+        checks=checks,
+        history=history,
+        study=config["wandb"]["group"],
+    )
+
+
+def _job(
+    config: Config,
+    folder: Path,
+    data: Any,
+    task: Task,
+    make: Callable[[], nn.Module],
+    log: wandb.Run,
+) -> Job:
+    optimizer, scheduler = build.factories(config)
+    planned = config["phases"] or [{"epochs": config["epochs"]}]
+    teacher = partial(load_teacher, config, data, folder)
+    phases = [
+        Phase(partial(build.methods, config, phase.get("methods"), teacher), phase.get("epochs", config["epochs"]))
+        for phase in planned
+    ]
+    speed = config["speed"]
+    return Job(
+        build=make,
+        data=data,
+        task=task,
+        phases=phases,
+        optimizer=optimizer,
+        scheduler=scheduler,
+        example=data.example,
+        folder=folder,
+        trainer={"precision": device.precision(speed["precision"]), **config["trainer"]},
+        speed={
+            "compile_model": device.compiled(speed["compile"]),
+            "channels_last": device.channels_last(speed["channels_last"], make()),
+        },
+        checkpoint_every=config["checkpoint_every"],
+        validate_every=config["validate_every"],
+        report=log.log,
+    )
+
+
+def sample(data: Any) -> Tensor:
+    """Real inputs to check and time with: the first validation batch, on the CPU."""
+    inputs: Tensor = next(iter(data.val_dataloader()))[0].cpu().contiguous()
+    return inputs
+
+
+def load_teacher(config: Config, data: Any, folder: Path) -> nn.Module:
+    """The trained teacher: from `teacher.weights`, or trained once and kept by the hash of all that decides it.
+
+    Raises:
+        ConfigError: distillation is on and no teacher is named.
+    """
+    wanted = config["teacher"]
+    if wanted["model"] is None:
+        raise ConfigError(
+            "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
+            "and give teacher.weights=FILE if it is trained already"
+        )
+    node = build.architecture(wanted["model"], data, config["allow"])
+    weights = wanted["weights"] or str(_trained_teacher(config, folder) / measure.WEIGHTS)
+    return build.model(node, seed=config["seed"], weights=weights, allow=config["allow"])
+
+
+def _trained_teacher(config: Config, folder: Path) -> Path:
+    own = {
+        **config,
+        "name": "teacher",
+        "model": config["teacher"]["model"],
+        "methods": {},
+        "phases": [],
+        "weights": None,
+        "epochs": config["teacher"]["epochs"],
+        "seed": 0,
+        "evaluate_test": False,
+        "wandb": {**config["wandb"], "job_type": "teacher", "name": "teacher", "id": None},
+        "teacher": {**config["teacher"], "folder": None},
+    }
+    deciding = {key: own[key] for key in ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")}
+    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
+    home = Path(config["teacher"]["folder"]) if config["teacher"]["folder"] else folder
+    train(own, home / f"teacher-{digest}")
+    return home / f"teacher-{digest}"
+
+
+def _same(config: Config, folder: Path) -> bool:
+    """Whether `folder` was claimed by a run of this configuration; where it logs does not matter."""
+    path = folder / CONFIG
+    if not path.exists():
+        return False
+    try:
+        before = json.loads(path.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{path} is damaged ({error}); move the folder away to start over") from error
+    strip = {"wandb", "measure"}
+    now = json.loads(json.dumps(config))
+    differing = [key for key in now if key not in strip and before.get(key) != now[key]]
+    if differing:
+        raise ConfigError(
+            f"{folder} holds a run of another configuration (it differs in {', '.join(differing)}); "
+            "choose another folder, or remove it"
+        )
+    return True
+
+
+def _claim(config: Config, folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder / CONFIG, config)
+    except OSError as error:
+        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def announce(config: Config, folder: Path) -> str:
+    """The sentence that says where W&B logs go and how to upload them."""
+    return wandb.choose_mode(Path(config["wandb"]["folder"] or folder), config["wandb"]["mode"]).sentence
+
+
+@contextmanager
+def _tracked(config: Config, folder: Path) -> Iterator[wandb.Run]:
+    options = config["wandb"]
+    home = Path(options["folder"] or folder)
+    mode = wandb.choose_mode(home, options["mode"]).name
+    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
+    labels = wandb.Labels(
+        project=options["project"],
+        id=options["id"] or f"{config['name']}-{digest}".replace("/", "-"),
+        name=options["name"],
+        group=options["group"],
+        job_type=options["job_type"],
+        tags=tuple(options["tags"]),
+    )
+    with wandb.log_run(labels, config=config, folder=home, mode=mode) as run:
+        yield run
+
+
+def _log_layers(log: wandb.Run, result: Result) -> None:
+    if result.layers:
+        columns = list(result.layers[0])
+        log.table(
+            "layers", columns, [[str(row[c]) if c == "shape" else row[c] for c in columns] for row in result.layers]
+        )
