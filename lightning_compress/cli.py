@@ -110,7 +110,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.run.evaluate import test_metrics
     from lightning_compress.run.train import announce, train
     from lightning_compress.sweep import engine, plan
-    from lightning_compress.sweep.progress import Progress, final_table
+    from lightning_compress.sweep.progress import Progress
     from lightning_compress.sweep.runs import Tools
 
     found, folder = _study(arguments)
@@ -120,8 +120,7 @@ def _sweep(arguments: argparse.Namespace, console: Console) -> None:
         console.print(plan.plan(found, folder).text())
         return
     console.print(announce(tools.compose(found.base), folder), soft_wrap=True)
-    record = engine.sweep(found, tools, folder=folder, progress=Progress(console), fresh=arguments.fresh)
-    console.print(final_table(record))
+    engine.sweep(found, tools, folder=folder, progress=Progress(console), fresh=arguments.fresh)
     console.print(f"report: {Path(found.report) / 'index.html'}", soft_wrap=True)
 
 

@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from lightning_compress.core.compressor import Compressor
+from lightning_compress.core.compressor import Batches, Compressor
 from lightning_compress.core.method import Compact, Method, Step
-from lightning_compress.core.rng import rng_state, set_rng_state
+from lightning_compress.core.rng import rng_states, set_rng_states
 from lightning_compress.core.task import Task
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
@@ -58,14 +58,19 @@ class CompressionModule(pl.LightningModule):
         self.example = example
         self.val_metrics = task.metrics()
         self.test_metrics = task.metrics()
+        #: One row of figures for each epoch so far; `report`, if set, is told each as it is made.
         self.epochs: list[dict[str, float]] = []
+        self.report: Callable[[dict[str, float]], None] | None = None
         self._factories = (optimizer, scheduler)
         self._horizon_steps = horizon_steps
         # A plain callable, not a submodule: a compiled module would rename every key of the checkpoint.
         self._call: tuple[Callable[..., Any]] = (torch.compile(self.model) if compile_model else self.model,)
+        # Of the epoch under way: sums of the losses, steps in them, the methods' figures, validation's figures.
         self._sums: dict[str, Tensor] = {}
         self._count = 0
-        self._rng: dict[str, Any] | None = None
+        self._figures: dict[str, float] = {}
+        self._validated: dict[str, float] = {}
+        self._rng: list[dict[str, Any]] | None = None
 
     def forward(self, inputs: Any) -> Any:
         """The model's outputs."""
@@ -73,6 +78,8 @@ class CompressionModule(pl.LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the model and the methods' own learnables, and the scheduler, stepped with it."""
+        if self._rng is not None:
+            set_rng_states(self._rng)  # as early as this: making the data loader's iterator may draw
         optimizer, scheduler = self._factories
         own = {id(p) for group in self.compressor.param_groups() for p in group["params"]}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
@@ -87,25 +94,24 @@ class CompressionModule(pl.LightningModule):
         if self._horizon_steps is None and self.trainer.estimated_stepping_batches == float("inf"):
             raise ValueError("progress needs a length: give the trainer max_epochs or max_steps, or horizon_steps here")
         self.compressor.horizon = self._horizon_steps or int(self.trainer.estimated_stepping_batches)
-        if self.compressor.prepared or not len(self.compressor.methods):
-            self.compressor.prepared = True
-            return
         self.trainer.fit_loop.setup_data()
         loader = self.trainer.train_dataloader
         assert loader is not None, "fit has a training loader"
-        self.compressor.prepare(self.model, (self._to_device(batch) for batch in loader))
+        self.compressor.prepare(self.model, Batches(loader, self.trainer.strategy.batch_to_device))
 
-    def _to_device(self, batch: Any) -> Any:
-        return self.trainer.strategy.batch_to_device(batch)
+    def on_train_start(self) -> None:
+        """Go on inside the epoch where the checkpoint was made inside one."""
+        # Asking for the number of steps made the loader before its state was there, and Lightning gives it none then.
+        self.trainer.fit_loop._load_combined_loader_states()
 
     def on_train_epoch_start(self) -> None:
         """Random generators go on where the checkpoint left them."""
-        if self._rng is not None:
-            set_rng_state(self._rng)
-            self._rng = None
+        if self._rng is not None and not self.trainer.fit_loop.is_resuming:
+            set_rng_states(self._rng)  # after a checkpoint made by validation the iterator is made once more
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss times the methods' factor, plus their terms."""
+        self._rng = None
         inputs, targets, *place = batch
         outputs = self(inputs)
         task_loss = self.task.loss(outputs, targets)
@@ -136,21 +142,23 @@ class CompressionModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let the methods move after each optimizer step."""
         super().optimizer_step(*args, **kwargs)
-        self.compressor.update(self.model)
+        self._figures |= self.compressor.update(self.model)
 
     def on_train_epoch_end(self) -> None:
-        """Log the epoch's mean losses."""
-        means = {f"train/{name}": float(total) / self._count for name, total in self._sums.items()}
-        if any(value != value for value in means.values()):
+        """Log the epoch's mean losses, of all ranks, and the methods' figures."""
+        means = torch.stack(list(self._sums.values())) / self._count
+        means = torch.as_tensor(self.trainer.strategy.reduce(means, reduce_op="mean"))
+        if means.isnan().any():
             raise ValueError(
                 f"training loss became NaN in epoch {self.current_epoch}: lower the learning rate, or check the data"
             )
-        self.log_dict(means)
-        validated = {
-            key: float(value) for key, value in self.trainer.callback_metrics.items() if key.startswith("val/")
-        }
-        self.epochs.append({"epoch": float(self.current_epoch), **means, **validated})
-        self._sums, self._count = {}, 0
+        figures = dict(zip(self._sums, means.tolist(), strict=True)) | self._figures
+        named = {f"train/{name}": value for name, value in figures.items()}
+        self.log_dict(named)
+        self.epochs.append({"epoch": float(self.current_epoch), **named, **self._validated})
+        if self.report is not None and self.trainer.is_global_zero:
+            self.report(self.epochs[-1])
+        self._sums, self._count, self._figures, self._validated = {}, 0, {}, {}
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics on the validation split."""
@@ -159,6 +167,12 @@ class CompressionModule(pl.LightningModule):
     def test_step(self, batch: Any, batch_idx: int) -> None:
         """Loss and metrics on the test split."""
         self._evaluate("test", self.test_metrics, batch)
+
+    def on_validation_end(self) -> None:
+        """Keep the figures for the epoch's row."""
+        if not self.trainer.sanity_checking:
+            figures = self.trainer.callback_metrics
+            self._validated = {key: float(value) for key, value in figures.items() if key.startswith("val/")}
 
     def _evaluate(self, split: str, metrics: Any, batch: Any) -> None:
         inputs, targets, *_ = batch
@@ -170,14 +184,16 @@ class CompressionModule(pl.LightningModule):
         self.log_dict(named, **options)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Random generators and the curve so far belong to the checkpoint."""
-        checkpoint["rng"] = rng_state()
+        """Random generators, the curve so far and the epoch under way belong to the checkpoint."""
+        checkpoint["rng"] = rng_states()
         checkpoint["epochs_seen"] = self.epochs
+        checkpoint["epoch_so_far"] = [self._sums, self._count, self._figures, self._validated]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep them until training starts."""
-        self._rng = checkpoint.get("rng")
-        self.epochs = list(checkpoint.get("epochs_seen", []))
+        """Take them back; the generators wait until training starts."""
+        self._rng = checkpoint["rng"]
+        self.epochs = list(checkpoint["epochs_seen"])
+        self._sums, self._count, self._figures, self._validated = checkpoint["epoch_so_far"]
 
     def finalize(self) -> Compact:
         """The deployed model; this module can be trained on."""

@@ -1,6 +1,6 @@
 """Runs an ordered list of methods on one model: what the LightningModule and the callback are shells over."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
 import torch
@@ -16,6 +16,22 @@ from lightning_compress.core.tap import Taps
 
 class NoEffectError(RuntimeError):
     """A method was asked to act and did not."""
+
+
+@final
+class Batches:
+    """Batches of a loader as the methods take them, from the first on at each pass.
+
+    >>> batches = Batches([1, 2], lambda batch: batch * 10)
+    >>> list(batches), list(batches)
+    ([10, 20], [10, 20])
+    """
+
+    def __init__(self, loader: Iterable[Any], convert: Callable[[Any], Any]) -> None:
+        self._loader, self._convert = loader, convert
+
+    def __iter__(self) -> Iterator[Any]:
+        return map(self._convert, self._loader)
 
 
 @final
@@ -59,7 +75,7 @@ class Compressor(nn.Module):
         """Let each method change the model; returns the model to train."""
         for method in self._all():
             model = method.attach(model, example)
-        names = [name for method in self._all() for name in method.taps]
+        names = dict.fromkeys(name for method in self._all() for name in method.taps)
         self._taps = Taps(model, names) if names else None
         return model
 
@@ -72,7 +88,9 @@ class Compressor(nn.Module):
             method.update(model, self.progress)
         if dist.is_available() and dist.is_initialized():
             for tensor in [*model.parameters(), *model.buffers(), *self.parameters(), *self.buffers()]:
-                dist.broadcast(tensor.data, src=0)
+                sent = tensor.detach().contiguous()  # a collective refuses the channels-last layout
+                dist.broadcast(sent, src=0)
+                tensor.detach().copy_(sent)
         self.prepared = True
 
     def param_groups(self) -> list[dict[str, Any]]:
@@ -127,10 +145,13 @@ class Compressor(nn.Module):
 
     def finalize(self, model: nn.Module, example: Any) -> Compact:
         """The deployed model; `model` itself stays as it is and can be trained on."""
-        folded = surgery.plain(model).eval().cpu().float()
-        for parameter in folded.parameters():
-            parameter.requires_grad_(False)
-        compact = Compact(folded, read_stored(model))
+        folded = surgery.plain(model).eval().cpu().float().requires_grad_(False)
+        folded = folded.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        stored = read_stored(model)
+        # Folded where the model lives, stored on the CPU: on another device the last bit may differ.
+        unknown = folded.load_state_dict({name: s.value for name, s in stored.items()}, strict=False).unexpected_keys
+        assert not unknown, f"stored tensors that the plain model does not have: {unknown}"
+        compact = Compact(folded, stored)
         for method in self._all():
             compact = method.finalize(compact, example)
         return compact
@@ -144,18 +165,23 @@ def _check_order(methods: Sequence[Method]) -> None:
         raise ValueError(f"methods out of stage order: got [{got}], write [{right}]")
 
 
+def _raw(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
+    return copied.float() if copied.is_floating_point() else copied
+
+
 @torch.no_grad()
 def read_stored(model: nn.Module) -> dict[str, Stored]:
     """What each tensor of `model` is on disk, by its plain name: raw, then what each parametrization makes of it."""
     found: dict[str, Stored] = {}
     for name, (module, attribute) in surgery.own_names(model).items():
         if not parametrize.is_parametrized(module, attribute):
-            found[name] = Stored(getattr(module, attribute).detach().cpu().clone())
+            found[name] = Stored(_raw(getattr(module, attribute)))
             continue
         stacks = module.parametrizations
         assert isinstance(stacks, nn.ModuleDict)
         stack: Any = stacks[attribute]
-        stored = Stored(stack.original.detach().float().cpu().clone())
+        stored = Stored(_raw(stack.original))
         for step in stack:
             if not hasattr(step, "store"):
                 raise ValueError(f"{type(step).__name__} on {name!r} has no `store`: it cannot say what is on disk")

@@ -4,14 +4,16 @@
 `{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.core import surgery
 from lightning_compress.core.method import Edit
+from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored
-
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
 def keep(layer: str, side: str, index: Tensor) -> Edit:
@@ -41,29 +43,38 @@ def cuts(model: nn.Module, edit: Edit) -> dict[str, int]:
     layer = model.get_submodule(edit["layer"])
     if edit["side"] == "in":
         found = {"weight": 1}
-    elif isinstance(layer, _NORMS):
+    elif isinstance(layer, _BatchNorm):
         found = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0)
     else:
         found = {"weight": 0, "bias": 0}
-    return {f"{edit['layer']}.{name}": dim for name, dim in found.items() if getattr(layer, name) is not None}
+    present = {name: dim for name, dim in found.items() if getattr(layer, name) is not None}
+    return {surgery.dotted(edit["layer"], name): dim for name, dim in present.items()}
 
 
 def _resize(layer: nn.Module, side: str, size: int) -> None:
-    if isinstance(layer, _NORMS):
+    if isinstance(layer, _BatchNorm):
         layer.num_features = size
     elif isinstance(layer, nn.Linear):
         setattr(layer, f"{side}_features", size)
     elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        setattr(layer, f"{side}_channels", size)
-        if side == "out" and layer.groups > 1 and layer.groups == layer.in_channels:
-            layer.groups = layer.in_channels = size  # depthwise: one filter a channel, both sides shrink together
-    else:
+        if layer.groups > 1:  # depthwise: one filter a channel, both sides shrink together
+            layer.groups = layer.in_channels = layer.out_channels = size
+        else:
+            setattr(layer, f"{side}_channels", size)
+
+
+def _check_kind(edit: Edit, layer: nn.Module) -> None:
+    if not isinstance(layer, (_BatchNorm, *WEIGHTED)):
         raise ValueError(f"cannot keep channels of a {type(layer).__name__}: expected a conv, linear or batch norm")
+    groups = getattr(layer, "groups", 1)
+    if groups > 1 and (edit["side"] == "in" or not groups == layer.in_channels == layer.out_channels):
+        raise ValueError(f"cannot keep channels of {edit['layer']!r}: a grouped conv that is not depthwise")
 
 
 @torch.no_grad()
 def _cut(model: nn.Module, edit: Edit) -> None:
     layer = model.get_submodule(edit["layer"])
+    _check_kind(edit, layer)
     index = torch.tensor(edit["index"], dtype=torch.int64)
     for name, dim in cuts(model, edit).items():
         attribute = name.rpartition(".")[2]
@@ -71,16 +82,22 @@ def _cut(model: nn.Module, edit: Edit) -> None:
         if len(index) == 0 or int(index.max()) >= old.shape[dim]:
             raise ValueError(f"edit of {name!r} keeps channels {edit['index'][-3:]} of {old.shape[dim]}: out of range")
         new = old.detach().index_select(dim, index)
-        setattr(layer, attribute, nn.Parameter(new) if isinstance(old, nn.Parameter) else new)
+        is_parameter = isinstance(old, nn.Parameter)
+        setattr(layer, attribute, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
     _resize(layer, edit["side"], len(index))
 
 
 def _take_norm(model: nn.Module, edit: Edit) -> None:
-    norm = model.get_submodule(edit["norm"])
-    into = model.get_submodule(edit["into"])
-    assert isinstance(norm, _NORMS)
+    norm: Any = model.get_submodule(edit["norm"])
+    into: Any = model.get_submodule(edit["into"])
+    fits = isinstance(norm, _BatchNorm) and isinstance(into, WEIGHTED)
+    if not fits:
+        raise ValueError(
+            f"cannot fold {edit['norm']!r} ({type(norm).__name__}) into {edit['into']!r} ({type(into).__name__}): "
+            "expected a batch norm and a conv or linear"
+        )
     if into.bias is None:
-        into.bias = nn.Parameter(torch.zeros(norm.num_features))
+        into.bias = nn.Parameter(into.weight.new_zeros(norm.num_features), requires_grad=into.weight.requires_grad)
     surgery.replace(model, edit["norm"], nn.Identity())
 
 

@@ -15,7 +15,7 @@ class FixedQuantizer(nn.Module):
     always on the grid, so that zeros (ReLU, padding, a mask) stay exact.
 
     Raises:
-        ValueError: `scale` is not a positive number, or `zero_point` is outside [`low`, `high`].
+        ValueError: `scale` is not a positive number, `low` not below `high`, or `zero_point` not between them.
 
     >>> FixedQuantizer(torch.tensor(0.5), torch.tensor(0), 0, 3)(torch.tensor([-1.0, 0.6, 9.0]))
     tensor([0.0000, 0.5000, 1.5000])
@@ -28,8 +28,11 @@ class FixedQuantizer(nn.Module):
         super().__init__()
         if scale.dim() or not (torch.isfinite(scale) and scale > 0):
             raise ValueError(f"FixedQuantizer needs one finite scale > 0, got {scale.tolist()}")
-        if zero_point.dim() or not low <= int(zero_point) <= high:
-            raise ValueError(f"FixedQuantizer needs one zero point in [{low}, {high}], got {zero_point.tolist()}")
+        if zero_point.dim() or not (low < high and low <= int(zero_point) <= high):
+            raise ValueError(
+                f"FixedQuantizer needs low < high and one zero point between them, got low={low}, high={high}, "
+                f"zero_point={zero_point.tolist()}"
+            )
         self.register_buffer("scale", scale.detach().to(torch.float32).clone())
         self.register_buffer("zero_point", zero_point.detach().to(torch.int32).clone())
         self.low = low

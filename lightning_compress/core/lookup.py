@@ -26,12 +26,17 @@ def function(name: str | Callable[..., Any], home: ModuleType) -> Callable[..., 
         except (ImportError, AttributeError) as error:
             raise ValueError(f"expected the dotted path of a function, got {name!r}: {error}") from error
     else:
-        found = getattr(home, name, None)
-        if name.startswith("_") or not callable(found):
-            known = [key for key, value in vars(home).items() if callable(value) and not key.startswith("_")]
+        known = {key: value for key, value in vars(home).items() if _is_offered(key, value, home)}
+        found = known.get(name)
+        if found is None:
             near = difflib.get_close_matches(name, known, n=1)
             hint = f"did you mean {near[0]!r}?" if near else "write one of these or a dotted path"
             raise ValueError(f"no function {name!r} in {home.__name__} (it has {', '.join(sorted(known))}): {hint}")
     if not callable(found):
         raise ValueError(f"expected a function at {name!r}, got {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def _is_offered(key: str, value: Any, home: ModuleType) -> bool:
+    """Whether `home` itself defines this public function: what it imported is not meant."""
+    return callable(value) and not key.startswith("_") and getattr(value, "__module__", None) == home.__name__

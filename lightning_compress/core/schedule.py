@@ -19,7 +19,7 @@ def _fraction(progress: float, begin: float, end: float) -> float:
     """Share of the window [begin, end] that lies behind `progress`."""
     if progress >= end:
         return 1.0
-    return max(0.0, (progress - begin) / (end - begin))
+    return 0.0 if progress <= begin else (progress - begin) / (end - begin)
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class _Window:
             )
 
     def _between(self, share: float) -> float:
-        return self.first + (self.last - self.first) * share
+        # This form meets both ends exactly; first + (last - first) * share may miss `last` by a rounding.
+        return self.first * (1.0 - share) + self.last * share
 
 
 @final
@@ -106,7 +107,7 @@ class Polynomial(_Window):
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""
         share = _fraction(progress, self.begin, self.end)
-        return self.last + (self.first - self.last) * math.pow(1.0 - share, self.exponent)
+        return self._between(1.0 - math.pow(1.0 - share, self.exponent))
 
 
 @final
@@ -121,6 +122,10 @@ class OneShot:
     last: float = 1.0
     at: float = 0.0
     first: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.at <= 1.0:
+            raise ValueError(f"OneShot needs 0 <= at <= 1, got at={self.at}: it is a share of the run, not an epoch")
 
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""
@@ -145,6 +150,8 @@ class Steps:
                 "Steps needs one value more than moments, and moments in rising order, "
                 f"got values={list(self.values)}, at={list(self.at)}"
             )
+        if not all(0.0 <= moment <= 1.0 for moment in self.at):
+            raise ValueError(f"Steps needs moments in [0, 1], got at={list(self.at)}: shares of the run, not epochs")
 
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""

@@ -1,11 +1,24 @@
 """Operations on a live module tree: replace a submodule, put a child on a layer's input, make a plain copy."""
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, final
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+
+from lightning_compress.core.tap import remove_taps
+
+
+def dotted(prefix: str, name: str) -> str:
+    """The name of what `prefix` holds as `name`; the empty prefix is the model itself.
+
+    >>> dotted("block.0", "weight"), dotted("", "weight")
+    ('block.0.weight', 'weight')
+    """
+    return f"{prefix}.{name}" if prefix else name
 
 
 def replace(model: nn.Module, name: str, new: nn.Module) -> nn.Module:
@@ -58,12 +71,33 @@ def take_from_input(layer: nn.Module) -> None:
         del layer._forward_pre_hooks[key]
 
 
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module of `model` in eval mode inside, each in its own mode again after.
+
+    >>> net = nn.Sequential(nn.Linear(1, 1), nn.Dropout().eval())
+    >>> with evaluating(net):
+    ...     net.training
+    False
+    >>> [module.training for module in net]
+    [True, False]
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
 @torch.no_grad()
 def plain(model: nn.Module) -> nn.Module:
     """A copy of `model` with every parametrization folded into an ordinary tensor and no child on any input.
 
     The original is left as it is: the copy gets back each layer's own class instead of removing
-    parametrizations, because `remove_parametrizations` edits a class that a deep copy shares with its source.
+    parametrizations, because `remove_parametrizations` edits a class that a deep copy shares with its source. The
+    copy is not tapped either.
 
     >>> layer = nn.Linear(2, 2)
     >>> _ = parametrize.register_parametrization(layer, "weight", nn.ReLU())
@@ -73,6 +107,7 @@ def plain(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for module in list(twin.modules()):
         take_from_input(module)
+        remove_taps(module)
         if parametrize.is_parametrized(module):
             _fold(module)
     return twin
@@ -81,7 +116,8 @@ def plain(model: nn.Module) -> nn.Module:
 def _fold(module: nn.Module) -> None:
     stacks = module.parametrizations
     assert isinstance(stacks, nn.ModuleDict)
-    values = {name: getattr(module, name).detach().clone() for name in stacks}
+    # Masks and rounding leave -0.0 behind; adding zero makes it the plain zero that is on disk.
+    values = {name: getattr(module, name).detach() + 0.0 for name in stacks}
     trained = {name: all(p.requires_grad for p in stack.parameters(recurse=False)) for name, stack in stacks.items()}
     module.__class__ = type(module).__bases__[0]
     del module._modules["parametrizations"]
@@ -92,7 +128,8 @@ def _fold(module: nn.Module) -> None:
 def own_names(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Every parameter and buffer of the *plain* model by its dotted name: (module that holds it, attribute).
 
-    A parametrized tensor is listed under the name it had before; tied tensors are listed once.
+    A parametrized tensor is listed under the name it had before; tied tensors are listed once, but a parametrized
+    one always: what its parametrizations make of it is its own.
 
     >>> sorted(own_names(nn.Linear(2, 2)))
     ['bias', 'weight']
@@ -105,11 +142,12 @@ def own_names(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
         stacks = module.parametrizations if parametrize.is_parametrized(module) else {}
         attributes = [*stacks, *module._parameters, *(k for k in module._buffers if k not in _hidden(module))]
         for attribute in attributes:
-            tensor = stacks[attribute].original if attribute in stacks else getattr(module, attribute)
-            if tensor is None or id(tensor) in seen:
-                continue
-            seen.add(id(tensor))
-            names[f"{prefix}.{attribute}" if prefix else attribute] = (module, attribute)
+            if attribute not in stacks:
+                tensor = getattr(module, attribute)
+                if tensor is None or id(tensor) in seen:
+                    continue
+                seen.add(id(tensor))
+            names[dotted(prefix, attribute)] = (module, attribute)
     return names
 
 

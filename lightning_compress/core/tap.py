@@ -2,10 +2,31 @@
 
 import difflib
 from collections.abc import Iterable
-from typing import final
+from typing import Self, final
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+
+@final
+class _Tap:
+    """A forward hook that keeps the output; one object however often the model is copied, so copies can drop it."""
+
+    def __init__(self, features: dict[str, Tensor], name: str) -> None:
+        self.features = features
+        self.name = name
+
+    def __call__(self, _module: nn.Module, _args: object, output: Tensor) -> None:
+        self.features[self.name] = output
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        return self
+
+
+def remove_taps(module: nn.Module) -> None:
+    """Take every tap off `module` itself, its submodules not included."""
+    for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _Tap)]:
+        del module._forward_hooks[key]
 
 
 @final
@@ -31,13 +52,7 @@ class Taps:
             if name not in modules:
                 near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
                 raise ValueError(f"no module {name!r} to tap; did you mean {near[0]!r}? (names as in named_modules())")
-            self._handles.append(modules[name].register_forward_hook(self._keep(name)))
-
-    def _keep(self, name: str):  # type: ignore[no-untyped-def]  # noqa: ANN202
-        def hook(_module: nn.Module, _args: object, output: Tensor) -> None:
-            self.features[name] = output
-
-        return hook
+            self._handles.append(modules[name].register_forward_hook(_Tap(self.features, name)))
 
     def close(self) -> None:
         """Stop recording."""

@@ -1,7 +1,7 @@
 """`Distill`: learning from a teacher's outputs beside the labels."""
 
 from collections.abc import Callable
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
 
@@ -47,6 +47,12 @@ class Distill(Method):
         self.function = lookup.function(loss, logits)
         self.teacher = Teacher(teacher, cache=cache)
         self._last: tuple[Tensor, bool] | None = None
+
+    def attach(self, model: nn.Module, example: Any) -> nn.Module:
+        """Nothing changes, but the student must not be its own teacher."""
+        if {id(p) for p in model.parameters()} & {id(p) for p in self.teacher.model.parameters()}:
+            raise ValueError("Distill: teacher and student share parameters; give the teacher a copy of its own")
+        return model
 
     def task_weight(self, progress: float) -> float:
         """What is left to the labels."""

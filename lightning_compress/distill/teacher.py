@@ -47,7 +47,7 @@ class Teacher:
         """The teacher's outputs for a batch."""
         if self._device != inputs.device:
             self.model.to(inputs.device)
-            self._device = inputs.device
+            self._device, self._kept, self._known = inputs.device, None, None
         if not self.cache:
             return self.model(inputs)  # type: ignore[no-any-return]
         if index is None or view is None or bool((view != 0).any()):
@@ -58,19 +58,22 @@ class Teacher:
         return self._cached(inputs, index)
 
     def _cached(self, inputs: Tensor, index: Tensor) -> Tensor:
-        kept, known = self._kept, self._known
-        if kept is None or known is None or int(index.max()) >= len(known):
-            kept, known = self._grow(self.model(inputs), 1 + int(index.max()))
-        if not bool(known[index].all()):
-            kept[index] = self.model(inputs).to(kept.dtype)
-            known[index] = True
-        return kept[index]
+        size = 1 + int(index.max())
+        if self._known is None or size > len(self._known):
+            self._known = _grown(self._known, torch.zeros(2 * size, dtype=torch.bool, device=inputs.device))
+        new = ~self._known[index]
+        if bool(new.any()):
+            outputs = self.model(inputs[new])
+            if self._kept is None or len(self._kept) < len(self._known):
+                self._kept = _grown(self._kept, outputs.new_zeros(len(self._known), *outputs.shape[1:]))
+            self._kept[index[new]] = outputs.to(self._kept.dtype)
+            self._known[index[new]] = True
+        assert self._kept is not None
+        return self._kept[index]
 
-    def _grow(self, outputs: Tensor, size: int) -> tuple[Tensor, Tensor]:
-        kept = outputs.new_zeros(2 * size, *outputs.shape[1:])
-        known = torch.zeros(2 * size, dtype=torch.bool, device=outputs.device)
-        if self._kept is not None and self._known is not None:
-            kept[: len(self._kept)] = self._kept
-            known[: len(self._known)] = self._known
-        self._kept, self._known = kept, known
-        return kept, known
+
+def _grown(old: Tensor | None, new: Tensor) -> Tensor:
+    """`new`, with what `old` held at its start."""
+    if old is not None:
+        new[: len(old)] = old
+    return new

@@ -203,6 +203,20 @@ def _check(graph: ir.Graph, deployed: _Deployed) -> None:
             raise RuntimeError(f"the ONNX exporter of torch {torch.__version__} did not keep the codes of {name!r}")
 
 
+def _unshare(graph: ir.Graph) -> None:
+    """Give each weight a zero point of its own: the exporter merges equal ones, as all-zero ones of one length are.
+
+    ONNX Runtime 1.31 rewrites int8 weights with their zero points to uint8 where exact sums ask for it, and fails on a
+    zero point that it has rewritten already.
+    """
+    for number, node in enumerate(graph):
+        zero = node.inputs[2] if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
+        if zero is not None and zero.is_initializer() and zero.dtype == ir.DataType.INT8 and len(zero.uses()) > 1:
+            own = ir.Value(name=f"{zero.name}_{number}", shape=zero.shape, type=zero.type, const_value=zero.const_value)
+            graph.register_initializer(own)
+            node.replace_input_with(2, own)
+
+
 def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
@@ -243,6 +257,7 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
         )
     assert isinstance(program, ONNXProgram)
     _check(program.model.graph, deployed)
+    _unshare(program.model.graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():

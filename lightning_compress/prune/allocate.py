@@ -1,7 +1,8 @@
 """Which units go at a given sparsity: `allocate(scores, sparsity, multiple) -> keep`, by name.
 
-`scores` maps a name to a 1-D tensor of unit scores, `keep` maps it to a bool tensor of the same length. The number of
-units kept under each name is rounded up to a `multiple` and is at least one multiple.
+`scores` maps a name to a 1-D tensor of unit scores, -inf for units that are gone already; `keep` maps it to a bool
+tensor of the same length. The number of units kept under each name is rounded up to a `multiple` and is at least one
+multiple.
 """
 
 import math
@@ -46,7 +47,7 @@ def overall(scores: Scores, sparsity: float, multiple: int = 1) -> Scores:
     """
     joined = torch.cat(list(scores.values()))
     ranked = _top(joined, num_kept(joined.numel(), sparsity))
-    counts = [int(part.sum()) for part in ranked.split([score.numel() for score in scores.values()])]
+    counts = [int(part.sum()) for part in torch.split(ranked, [score.numel() for score in scores.values()])]
     return {
         name: _top(score, num_kept(score.numel(), 1.0 - count / score.numel(), multiple))
         for (name, score), count in zip(scores.items(), counts, strict=True)
@@ -56,10 +57,13 @@ def overall(scores: Scores, sparsity: float, multiple: int = 1) -> Scores:
 def above(scores: Scores, quality: float) -> Scores:
     """Han's threshold form: a unit goes where its score is below `quality` standard deviations of its tensor's weights.
 
-    The scores are magnitudes, so the second moment of the weights is the mean of their squares (Han 2015 takes the
-    weights' mean as zero).
+    The scores are magnitudes, so the variance of the weights is the mean of their squares (Han 2015 takes the weights'
+    mean as zero), with those that are gone as zeros. The largest unit under each name always stays.
 
     >>> above({"a": torch.tensor([0.1, 1.0, 1.0])}, 0.5)
     {'a': tensor([False,  True,  True])}
     """
-    return {name: score >= quality * score.square().mean().sqrt() for name, score in scores.items()}
+    keep = {name: score >= quality * score.clamp(min=0.0).square().mean().sqrt() for name, score in scores.items()}
+    for name, score in scores.items():
+        keep[name][score.argmax()] = True
+    return keep

@@ -1,4 +1,4 @@
-"""The mask: a parametrization that multiplies a tensor by zeros and ones."""
+"""The mask: a parametrization that puts zeros into a tensor."""
 
 from typing import final
 
@@ -11,10 +11,13 @@ from lightning_compress.core.stored import Stored
 
 @final
 class Mask(nn.Module):
-    """Multiplies by `mask`, a bool buffer that broadcasts to the tensor's shape; starts with everything kept.
+    """Multiplies by `mask`, a buffer of ones and zeros that broadcasts to the tensor's shape; starts with all ones.
+
+    The buffer is float because on a CPU a product with a bool tensor, and `torch.where`, were measured 25 and 11 times
+    slower. A masked negative weight is therefore -0.0 in training; what `store` puts on disk is 0.0.
 
     >>> mask = Mask((2, 1))
-    >>> mask.mask[0] = False
+    >>> mask.mask[0] = 0
     >>> mask(torch.ones(2, 2))
     tensor([[0., 0.],
             [1., 1.]])
@@ -24,7 +27,7 @@ class Mask(nn.Module):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.ones(shape, dtype=torch.bool))
+        self.register_buffer("mask", torch.ones(shape))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The masked weight, of the weight's shape."""
@@ -32,7 +35,7 @@ class Mask(nn.Module):
 
     def store(self, stored: Stored) -> Stored:
         """A masked tensor on disk."""
-        return stored.masked(self.mask.cpu())
+        return stored.masked(self.mask.cpu() > 0)
 
     @classmethod
     def on(cls, layer: nn.Module, name: str, shape: tuple[int, ...]) -> "Mask":

@@ -62,15 +62,15 @@ class Prune(Method):
             )
         self.amount = as_schedule(threshold if sparsity is None else sparsity)  # type: ignore[arg-type]
         self.by_threshold = sparsity is None
-        final_amount = self.amount(1.0)
-        if not self.by_threshold and not 0.0 <= final_amount < 1.0:
-            raise ValueError(f"Prune: sparsity is the share removed, in [0, 1); got {final_amount} at the end")
+        for progress in (0.0, 1.0):
+            _check_amount(self.amount(progress), self.by_threshold)
         self.pattern, self.every, self.round_to = pattern, every, round_to
         self.select, self.exclude = select, tuple(exclude)
         self.score = lookup.function(score, scores)
         self.allocation = lookup.function(allocation, allocate)
         self._calls = 0
         self._applied = 0.0
+        self._asked = False
         self._pattern: patterns.Pattern | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Prune(Method):
         """Put masks that keep everything on the selected layers."""
         layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude)
         self._pattern = _PATTERNS[self.pattern](model, example, layers)
-        if not self.by_threshold and self.amount(1.0) > 0 and not self._would_remove(1.0):
+        if not self.by_threshold and self.amount(1.0) > 0 and not _removes(self._keep(1.0)):
             sizes = {name: score.numel() for name, score in self._pattern.scores(self.score).items()}
             raise ValueError(
                 f"Prune would remove nothing: sparsity {self.amount(1.0)} with round_to={self.round_to} keeps all of "
@@ -100,9 +100,6 @@ class Prune(Method):
             return allocate.above(ranked, self.amount(progress))
         return self.allocation(ranked, self.amount(progress), self.round_to)  # type: ignore[no-any-return]
 
-    def _would_remove(self, progress: float) -> bool:
-        return any(not bool(keep.all()) for keep in self._keep(progress).values())
-
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
         """Move the masks when it is time."""
         self._calls += 1
@@ -111,22 +108,36 @@ class Prune(Method):
         if wanted == self._applied or not (arrived or self._calls % self.every == 0):
             return {}
         assert self._pattern is not None
-        self._pattern.apply(self._keep(progress))
+        keep = self._keep(progress)
+        self._pattern.apply(keep)
         self._applied = wanted
+        self._asked = self._asked or _removes(keep)
         return {"prune/amount": wanted}
 
     def settled(self, progress: float) -> bool:
-        """Whether the masks have moved to an amount that should remove something."""
-        return self._applied > 0 and self._would_remove(progress)
+        """Whether the masks were told to remove something, or the schedule has arrived and they should have been."""
+        return self._applied > 0 and (self._asked or self._applied == self.amount(1.0))
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """All masks still full though the schedule asks for zeros."""
         assert self._pattern is not None
-        if any(not bool(keep.all()) for keep in self._pattern.keep().values()):
+        if _removes(self._pattern.keep()):
             return None
-        return f"its schedule asks for {self.amount(progress):.3f} and every mask still keeps everything"
+        kind = "threshold" if self.by_threshold else "sparsity"
+        return f"its schedule asks for {kind} {self._applied:.3g} and every mask still keeps everything"
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Remove whole channels; single zeros stay in place."""
         assert self._pattern is not None, "attach comes first"
         return self._pattern.finalize(compact)
+
+
+def _removes(keep: dict[str, Any]) -> bool:
+    return any(not bool(kept.all()) for kept in keep.values())
+
+
+def _check_amount(amount: float, by_threshold: bool) -> None:
+    if by_threshold and amount < 0:
+        raise ValueError(f"Prune: threshold counts standard deviations, from 0 up; got {amount}")
+    if not by_threshold and not 0.0 <= amount < 1.0:
+        raise ValueError(f"Prune: sparsity is the share removed, in [0, 1); got {amount}")

@@ -7,6 +7,7 @@ A pattern puts its masks on the model, ranks its units, and turns the units to k
 from collections.abc import Callable
 from typing import Any, Protocol, final
 
+import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.method import Compact
@@ -19,11 +20,11 @@ class Pattern(Protocol):
     """What `Prune` asks of a pattern; units are named by layer, keep and scores are 1-D."""
 
     def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each unit that could be removed, zero where it already is."""
+        """Score of each unit that could be removed, -inf where it already is."""
         ...
 
     def apply(self, keep: dict[str, Tensor]) -> None:
-        """Set the masks."""
+        """Tighten the masks: what is gone stays gone."""
         ...
 
     def keep(self) -> dict[str, Tensor]:
@@ -33,6 +34,17 @@ class Pattern(Protocol):
     def finalize(self, compact: Compact) -> Compact:
         """Remove physically what can be removed."""
         ...
+
+
+@torch.no_grad()
+def masked_weight(layer: nn.Module) -> Tensor:
+    """The latent weight of a masked layer under all its masks, before quantizers and the like."""
+    stacks: Any = layer.parametrizations
+    weight: Tensor = stacks.weight.original.detach()
+    for step in stacks.weight:
+        if isinstance(step, Mask):
+            weight = step(weight)
+    return weight
 
 
 @final
@@ -50,21 +62,20 @@ class Unstructured:
         self._masks = {name: Mask.on(layer, "weight", layer.weight.shape) for name, layer in layers.items()}  # type: ignore[arg-type]
 
     def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each weight as deployed, so that a removed weight does not come back."""
+        """Score of each weight, -inf where it is masked, so that it is never preferred to one that is not."""
         found = {}
         for name, mask in self._masks.items():
-            latent: Any = self._layers[name].parametrizations
-            found[name] = (score(latent.weight.original.detach()) * mask.mask).flatten()
+            found[name] = score(masked_weight(self._layers[name])).masked_fill(mask.mask == 0, -torch.inf).flatten()
         return found
 
     def apply(self, keep: dict[str, Tensor]) -> None:
-        """Set the masks."""
+        """Tighten the masks: what is gone stays gone."""
         for name, mask in self._masks.items():
-            mask.mask.copy_(keep[name].view_as(mask.mask))
+            mask.mask.mul_(keep[name].view_as(mask.mask))
 
     def keep(self) -> dict[str, Tensor]:
         """The weights that the masks keep now."""
-        return {name: mask.mask.flatten() for name, mask in self._masks.items()}
+        return {name: mask.mask.flatten() > 0 for name, mask in self._masks.items()}
 
     def finalize(self, compact: Compact) -> Compact:
         """Nothing to remove: single zeros have no shape."""

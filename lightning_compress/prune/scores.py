@@ -1,4 +1,4 @@
-"""How much each weight matters: `score(weight) -> Tensor` of the same shape, larger stays.
+"""How much each weight matters: `score(weight) -> Tensor` of the same shape, larger stays, zero or more.
 
 A channel's score is the sum over its weights, so `magnitude` ranks channels by L1 norm and `squared` by L2.
 """

@@ -23,13 +23,17 @@ def code_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
 
 
 def symmetric_scale(low: Tensor, high: Tensor, top: Tensor | int) -> Tensor:
-    """Scale at which [low, high] fits in codes -top..top; any shape; 1 where the range is empty.
+    """Scale at which [low, high] fits in codes -top..top; any shape; 1 where the range is as good as empty.
 
     >>> symmetric_scale(torch.tensor(-1.0), torch.tensor(0.5), 127) * 127
     tensor(1.)
     """
-    reach = torch.maximum(-low, high)
-    return torch.where(reach > 0, reach / top, torch.ones_like(reach))
+    return _usable(torch.maximum(-low, high) / top)
+
+
+def _usable(scale: Tensor) -> Tensor:
+    """One where a scale is too small to divide by: a dead channel decays through the denormals to a scale of zero."""
+    return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
 
 
 def affine_scale(low: Tensor, high: Tensor, top: Tensor | int) -> tuple[Tensor, Tensor]:
@@ -39,8 +43,7 @@ def affine_scale(low: Tensor, high: Tensor, top: Tensor | int) -> tuple[Tensor, 
     (tensor(1.), tensor(1.))
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    span = high - low
-    scale = torch.where(span > 0, span / top, torch.ones_like(span))
+    scale = _usable((high - low) / top)
     return scale, (-low / scale).round()
 
 
@@ -58,10 +61,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        raw = (x.float() / scale).round() + zero_point
+        raw = (x.float() / scale).round_().add_(zero_point)
         clipped = torch.clamp(raw, low, high)
         ctx.save_for_backward(raw == clipped)
-        return ((clipped - zero_point) * scale).to(x.dtype)
+        return clipped.sub_(zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:
@@ -79,3 +82,24 @@ def fake_quantize(x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, hig
     tensor([1., 7.])
     """
     return _FakeQuantize.apply(x, scale, zero_point, low, high)  # type: ignore[no-any-return, no-untyped-call]
+
+
+class _Round(torch.autograd.Function):
+    """Round to multiples of a scale, in float32; the gradient passes everywhere."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor) -> Tensor:
+        return (x.float() / scale).round_().mul_(scale).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def round_to_scale(x: Tensor, scale: Tensor) -> Tensor:
+    """What `fake_quantize` gives where nothing can be clipped and the zero point is 0, at a third of the cost.
+
+    >>> round_to_scale(torch.tensor([0.6, -1.2]), torch.tensor(0.5))
+    tensor([ 0.5000, -1.0000])
+    """
+    return _Round.apply(x, scale)  # type: ignore[no-any-return, no-untyped-call]

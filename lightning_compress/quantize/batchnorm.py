@@ -1,14 +1,17 @@
 """Batch norms that follow a layer directly, and folding them into it (Jacob et al., arXiv 1712.05877, section 3.2)."""
 
+from collections import Counter
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-from lightning_compress.core import edits
+from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored, along
@@ -16,6 +19,8 @@ from lightning_compress.core.stored import Stored, along
 
 def pairs(model: nn.Module, example: Any) -> dict[str, str]:
     """Batch norms by name, each with the layer whose output is its input, found by running `example` once.
+
+    Only where folding is sound: layer and norm run once each, and nobody else reads or changes the layer's output.
 
     >>> pairs(nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)), torch.ones(2, 2))
     {'1': '0'}
@@ -25,33 +30,47 @@ def pairs(model: nn.Module, example: Any) -> dict[str, str]:
     for name, module in model.named_modules():
         if isinstance(module, WEIGHTED):
             handles.append(module.register_forward_hook(partial(watch.written, name)))
-        elif isinstance(module, _NormBase) and module.track_running_stats and module.affine:
+        elif isinstance(module, _BatchNorm) and module.track_running_stats and module.affine:
             handles.append(module.register_forward_pre_hook(partial(watch.read, name)))
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
-            model.eval()(example)
+        with surgery.evaluating(model), torch.no_grad(), watch:
+            model(example)
     finally:
-        for module, mode in training.items():
-            module.training = mode
         for handle in handles:
             handle.remove()
-    return watch.pairs
+    return watch.pairs()
 
 
-class _Watch:
-    """Which layer wrote which tensor; the tensors are kept, so that no two share an id."""
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which layer wrote which tensor, and how often each is used; the tensors are kept, so that no two share an id."""
 
     def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
         self.writers: dict[int, tuple[str, Tensor]] = {}
-        self.pairs: dict[str, str] = {}
+        self.readers: dict[str, int] = {}
+        self.calls: Counter[str] = Counter()
+        self.uses: Counter[int] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.uses.update(id(leaf) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor))
+        return func(*args, **(kwargs or {}))
 
     def written(self, name: str, _module: nn.Module, _args: Any, output: Tensor) -> None:
+        self.calls[name] += 1
         self.writers[id(output)] = (name, output)
+        self.uses[id(output)] = 0  # a tensor that is gone may have had this id
 
     def read(self, name: str, _module: nn.Module, args: Any) -> None:
-        if id(args[0]) in self.writers:
-            self.pairs[name] = self.writers[id(args[0])][0]
+        self.calls[name] += 1
+        self.readers[name] = id(args[0])
+
+    def pairs(self) -> dict[str, str]:
+        found = {}
+        for norm, key in self.readers.items():
+            layer, _ = self.writers.get(key, ("", None))
+            if self.calls[norm] == self.calls[layer] == self.uses[key] == 1:
+                found[norm] = layer
+        return found
 
 
 def _scaled(weight: Stored, factor: Tensor) -> Stored:
@@ -59,9 +78,9 @@ def _scaled(weight: Stored, factor: Tensor) -> Stored:
     if weight.codes is None:
         return replace(weight, value=weight.value * along(factor, 0, weight.value.dim()))
     assert weight.scale is not None
-    dead = factor == 0
-    sign = torch.where(dead, torch.zeros_like(factor), factor.sign()).to(weight.codes.dtype)
     scale = weight.scale.expand(len(factor)) * factor.abs()
+    dead = scale < torch.finfo(scale.dtype).tiny
+    sign = torch.where(dead, torch.zeros_like(factor), factor.sign()).to(weight.codes.dtype)
     return weight.coded(
         weight.codes * along(sign, 0, weight.codes.dim()),
         torch.where(dead, torch.ones_like(scale), scale),
@@ -79,20 +98,21 @@ def can_fold(weight: Stored) -> bool:
 def folded(compact: Compact, norm: str, into: str) -> Compact:
     """The model with batch norm `norm` folded into the layer `into` before it; outputs stay, codes stay up to sign."""
     layer = compact.model.get_submodule(norm)
-    assert isinstance(layer, _NormBase)
+    assert isinstance(layer, _BatchNorm)
     stored = dict(compact.stored)
     gamma, beta, mean, var = (
-        stored.pop(f"{norm}.{name}").value for name in ("weight", "bias", "running_mean", "running_var")
+        stored.pop(surgery.dotted(norm, name)).value for name in ("weight", "bias", "running_mean", "running_var")
     )
-    stored.pop(f"{norm}.num_batches_tracked", None)
+    stored.pop(surgery.dotted(norm, "num_batches_tracked"), None)
     factor = gamma / torch.sqrt(var + layer.eps)
-    bias = stored[f"{into}.bias"].value if f"{into}.bias" in stored else torch.zeros_like(mean)
-    stored[f"{into}.weight"] = _scaled(stored[f"{into}.weight"], factor)
-    stored[f"{into}.bias"] = Stored(beta + (bias - mean) * factor)
+    weight_name, bias_name = surgery.dotted(into, "weight"), surgery.dotted(into, "bias")
+    bias = stored[bias_name].value if bias_name in stored else torch.zeros_like(mean)
+    stored[weight_name] = _scaled(stored[weight_name], factor)
+    stored[bias_name] = Stored(beta + (bias - mean) * factor)
     edit = edits.fold(norm, into)
     model = edits.replay(compact.model, [edit])
     with torch.no_grad():
         target: Any = model.get_submodule(into)
-        target.weight.copy_(stored[f"{into}.weight"].value)
-        target.bias.copy_(stored[f"{into}.bias"].value)
+        target.weight.copy_(stored[weight_name].value)
+        target.bias.copy_(stored[bias_name].value)
     return Compact(model, stored, [*compact.edits, edit])

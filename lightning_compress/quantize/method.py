@@ -57,6 +57,8 @@ class Quantize(Method):
         super().__init__()
         if weight_bits is None and activation_bits is None:
             raise ValueError("Quantize: weight_bits and activation_bits are both null; give one of them 2 to 8 bits")
+        if calibration_batches < 1:
+            raise ValueError(f"Quantize: calibration_batches must be at least 1, got {calibration_batches}")
         if not 0.0 <= start < 1.0 or not 0.0 <= momentum < 1.0 or not start <= freeze <= 1.0:
             raise ValueError(
                 f"Quantize: start, freeze and momentum lie in [0, 1], got {start=}, {freeze=}, {momentum=}"
@@ -71,6 +73,7 @@ class Quantize(Method):
         self._weights: dict[str, WeightQuantizer] = {}
         self._inputs: dict[str, InputQuantizer] = {}
         self._pairs: dict[str, str] = {}
+        self._bits_now: tuple[int | None, int | None] | None = None
 
     def get_extra_state(self) -> dict[str, Any]:
         """Whether quantization has begun and observation has ended."""
@@ -80,6 +83,7 @@ class Quantize(Method):
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take it from the checkpoint."""
         self._switch(state["active"], state["observing"])
+        self._bits_now = None
 
     def _switch(self, active: bool, observing: bool) -> None:
         for quantizer in (*self._weights.values(), *self._inputs.values()):
@@ -93,13 +97,14 @@ class Quantize(Method):
         if example is not None:
             self._pairs = batchnorm.pairs(model, example)
         for name, layer in layers.items():
-            device = layer.weight.device
+            weight = layer.weight
+            assert isinstance(weight, Tensor)
             if self.weight_bits is not None:
                 quantizer = WeightQuantizer(_bits(self.weight_bits, 0.0), axis=self.axis, symmetric=self.symmetric)
-                self._weights[name] = quantizer.to(device)
+                self._weights[name] = quantizer.to(weight.device)
                 parametrize.register_parametrization(layer, "weight", self._weights[name])
             if self.activation_bits is not None:
-                self._inputs[name] = InputQuantizer(_bits(self.activation_bits, 0.0)).to(device)
+                self._inputs[name] = InputQuantizer(_bits(self.activation_bits, 0.0)).to(weight.device)
                 surgery.put_on_input(layer, self._inputs[name])
         self._switch(active=self.start == 0.0, observing=True)
         return model
@@ -109,21 +114,20 @@ class Quantize(Method):
         """Calibrate input ranges: the widest seen over a few batches of the float model."""
         if not self._inputs:
             return
-        active, training = self._active, model.training
+        active = self._active
         self._switch(active=False, observing=True)
-        model.eval()
         quantizers = list(self._inputs.values())
-        for quantizer in quantizers:
-            quantizer.train()
         seen = []
-        for _, batch in zip(range(self.calibration_batches), batches, strict=False):
-            model(batch[0])
-            seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
+        with surgery.evaluating(model):
+            for quantizer in quantizers:
+                quantizer.train()
+            for _, batch in zip(range(self.calibration_batches), batches, strict=False):
+                model(batch[0])
+                seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
         if not seen:
             raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
         every = torch.stack(seen)
         set_ranges(quantizers, torch.stack([every[..., 0].amin(0), every[..., 1].amax(0)], dim=1))
-        model.train(training)
         self._switch(active=active, observing=True)
 
     @property
@@ -134,16 +138,21 @@ class Quantize(Method):
         """Follow the bit schedules and the batches' ranges."""
         if progress >= self.start and not self._active:
             self._switch(active=True, observing=True)
-        self._set_bits(self._weights.values(), self.weight_bits, progress)
-        self._set_bits(self._inputs.values(), self.activation_bits, progress)
+        self._set_bits(progress)
         if self._inputs and model.training:
             self._follow(progress)
         return {}
 
-    def _set_bits(self, quantizers: Iterable[Any], schedule: Schedule | None, progress: float) -> None:
-        if schedule is not None and _bits(schedule, progress) != _bits(schedule, 0.0):
-            for quantizer in quantizers:
-                quantizer.set_bits(_bits(schedule, progress))
+    def _set_bits(self, progress: float) -> None:
+        weight_bits = None if self.weight_bits is None else _bits(self.weight_bits, progress)
+        activation_bits = None if self.activation_bits is None else _bits(self.activation_bits, progress)
+        if self._bits_now == (weight_bits, activation_bits):
+            return
+        self._bits_now = (weight_bits, activation_bits)
+        for quantizers, bits in ((self._weights, weight_bits), (self._inputs, activation_bits)):
+            for quantizer in quantizers.values():
+                assert bits is not None
+                quantizer.set_bits(bits)
 
     @torch.no_grad()
     def _follow(self, progress: float) -> None:
@@ -165,10 +174,11 @@ class Quantize(Method):
         return progress >= self.start
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
-        """Weights that come out of the quantizer as they went in, or inputs with an empty range."""
-        for name, quantizer in self._weights.items():
-            if not quantizer.active:
-                return f"the weight quantizer of {name!r} is off"
+        """Quantizers that are off, or inputs with an empty range."""
+        for what, quantizers in (("weight", self._weights), ("input", self._inputs)):
+            off = [name for name, quantizer in quantizers.items() if not quantizer.active]
+            if off:
+                return f"the {what} quantizers of {', '.join(off)} are off though progress is past start={self.start}"
         empty = [name for name, quantizer in self._inputs.items() if bool(quantizer.range[0] == quantizer.range[1])]
         if empty:
             return f"the inputs of {', '.join(empty)} have an empty range: were these layers never called?"
@@ -177,13 +187,13 @@ class Quantize(Method):
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Fold batch norms into the scales, and put constants where the observers were."""
         for norm, into in self._pairs.items():
-            if batchnorm.can_fold(compact.stored[f"{into}.weight"]):
+            if batchnorm.can_fold(compact.stored[surgery.dotted(into, "weight")]):
                 compact = batchnorm.folded(compact, norm, into)
         stored = dict(compact.stored)
-        for name, quantizer in self._inputs.items():
+        for name, quantizer in self._inputs.items() if self._active else []:
             child = quantizer.fixed()
             surgery.put_on_input(compact.model.get_submodule(name), child)
-            for key, value in child.state_dict(prefix=f"{name}.{surgery.INPUT_CHILD}.").items():
+            for key, value in child.state_dict(prefix=surgery.dotted(name, f"{surgery.INPUT_CHILD}.")).items():
                 stored[key] = Stored(value)
         return Compact(compact.model.eval(), stored, compact.edits)
 

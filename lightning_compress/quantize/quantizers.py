@@ -47,7 +47,7 @@ class WeightQuantizer(_Codes):
     """Min-max quantization of a weight as it is now; `axis` 0 gives each output channel its own scale, None one to all.
 
     >>> WeightQuantizer(2, axis=None)(torch.tensor([[0.9, -0.2], [0.3, 0.6]]))
-    tensor([[0.9000, 0.0000],
+    tensor([[0.9000, -0.0000],
             [0.0000, 0.9000]])
     """
 
@@ -58,17 +58,20 @@ class WeightQuantizer(_Codes):
     @torch.no_grad()
     def qparams(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and zero point for `weight`: 0-dim, or 1-D along `axis`."""
-        if self.axis is None:
-            low, high = torch.aminmax(weight)
-        else:
-            low, high = torch.aminmax(weight.movedim(self.axis, 0).flatten(1), dim=1)
-        return self._scale(low, high)
+        weight = weight.float()
+        rows = weight.flatten() if self.axis is None else weight.movedim(self.axis, 0).flatten(1)
+        if self.symmetric:
+            high = rows.abs().amax(-1)
+            return self._scale(-high, high)
+        return self._scale(rows.amin(-1), rows.amax(-1))
 
     def forward(self, weight: Tensor) -> Tensor:
         """The weight as its codes stand for it."""
         if not self.active:
             return weight
         scale, zero_point = (along(values, self.axis, weight.dim()) for values in self.qparams(weight))
+        if self.symmetric:
+            return affine.round_to_scale(weight, scale)
         return affine.fake_quantize(weight, scale, zero_point, self.low, self.high)
 
     def store(self, stored: Stored) -> Stored:

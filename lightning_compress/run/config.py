@@ -1,6 +1,7 @@
 """Configurations: composed with Hydra, checked against signatures, turned into objects. Never inside `@hydra.main`."""
 
 import difflib
+import functools
 import importlib
 import inspect
 from collections.abc import Iterator, Sequence
@@ -49,7 +50,7 @@ def compose(overrides: Sequence[str] = (), *, name: str = "train", folders: Sequ
     groups = [text for text in overrides if _is_group(text)]
     values = [text for text in overrides if not _is_group(text)]
     search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in shipped_folders(folders))}]"]
-    first = _hydra(name, [*groups, *search])
+    first = _first_pass(name, (*groups, *search))
     config = _hydra(name, [*groups, *(_reachable(text, first) for text in values), *search])
     try:
         resolved: Config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
@@ -57,6 +58,12 @@ def compose(overrides: Sequence[str] = (), *, name: str = "train", folders: Sequ
         raise ConfigError(f"{error.full_key or 'a key'} needs a value: {str(error).splitlines()[0]}") from error
     check(resolved)
     return resolved
+
+
+@functools.cache
+def _first_pass(name: str, overrides: tuple[str, ...]) -> DictConfig:
+    """What the groups alone give: the keys there are. Cached, since a study composes the same groups many times."""
+    return _hydra(name, list(overrides))
 
 
 def _experiment(text: str) -> str:

@@ -218,3 +218,17 @@ def test_a_zero_point_beyond_uint8_is_refused(compact: Compact, inputs: Tensor, 
     stored = replace(compact.stored["fc1.weight"], zero_point=torch.tensor(300, dtype=torch.int32))
     with pytest.raises(ValueError, match=r"zero points in \[0, 255\]"):
         export(replace(compact, stored=compact.stored | {"fc1.weight": stored}), inputs, path)
+
+
+def test_equal_zero_points_are_not_shared(tmp_path: Path) -> None:
+    """Two layers of one width: with a shared zero point ONNX Runtime refuses the file where it rewrites int8."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 6), nn.ReLU(), nn.Linear(6, 6)).eval().requires_grad_(False)
+    stored = {name: Stored(value) for name, value in net.state_dict().items()}
+    for layer in ("0", "2"):
+        codes = torch.randint(-127, 128, (6, 6))
+        stored[f"{layer}.weight"] = stored[f"{layer}.weight"].coded(codes, torch.rand(6), bits=8, axis=0)
+        surgery.put_on_input(net.get_submodule(layer), FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 255))
+    net.load_state_dict({name: value.value for name, value in stored.items()}, strict=False)
+    path = export(Compact(net, stored), torch.ones(2, 6), tmp_path / "model.onnx")
+    assert session(path)(torch.ones(3, 6).numpy()).shape == (3, 6)

@@ -1,0 +1,139 @@
+"""The Jinja template of the report's page, with its style."""
+
+TEMPLATE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{{ spec.name }}: Pareto front</title>
+<style>
+:root { --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb; --paper: #f5f7fa; --accent: #2563eb; --warn: #b44d12; }
+* { box-sizing: border-box; }
+body { margin: 0; background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, -apple-system, "Segoe UI",
+  Roboto, sans-serif; }
+main { max-width: 1360px; margin: 0 auto; padding: 28px 20px 60px; }
+h1 { font-size: 1.7rem; margin: 0 0 4px; overflow-wrap: anywhere; }
+h2 { font-size: 1.1rem; margin: 0 0 10px; }
+p { margin: 4px 0; }
+.soft, caption { color: var(--soft); }
+.cards { display: grid; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); gap: 12px; margin: 20px 0; }
+.card, section { background: white; border: 1px solid var(--line); border-radius: 10px; padding: 14px 16px; }
+.card b { display: block; font-size: 1.5rem; line-height: 1.25; }
+.card span { color: var(--soft); font-size: .85rem; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 520px), 1fr)); gap: 16px; }
+.pair { margin: 16px 0; } .pair section { min-width: 0; margin: 0; overflow: hidden; }
+section { margin: 16px 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; width: 100%; font-size: .88rem; font-variant-numeric: tabular-nums; }
+th, td { padding: 6px 10px; text-align: right; white-space: nowrap; border-bottom: 1px solid var(--line); }
+th { color: var(--soft); font-weight: 600; }
+th:first-child, td:first-child { text-align: left; }
+tr.dense td { background: #fdf3f3; }
+tbody tr:hover td { background: #eef4ff; }
+.tag { color: var(--warn); font-size: .8rem; white-space: normal; display: block; }
+details { border-top: 1px solid var(--line); padding: 8px 0; }
+summary { cursor: pointer; font-weight: 600; }
+summary span { font-weight: 400; color: var(--soft); margin-left: 8px; overflow-wrap: anywhere; }
+code { background: var(--paper); border-radius: 4px; padding: 1px 5px; margin-right: 4px; overflow-wrap: anywhere; }
+dl { display: grid; grid-template-columns: minmax(110px, max-content) 1fr; gap: 6px 18px; margin: 0; }
+dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
+@media (max-width: 600px) { main { padding: 16px 10px 40px; } dl { grid-template-columns: 1fr; gap: 0; }
+  dd { margin-bottom: 8px; } }
+</style>
+<script>{{ script }}</script>
+</head>
+<body><main>
+<header>
+<h1>{{ spec.name }}</h1>
+<p class="soft">{{ record.front | length }} front points from {{ record.trials | length }} trials, beside
+{{ record.baselines | length }} dense baselines. Selected on the validation split only.</p>
+</header>
+
+<div class="cards">
+{% if best %}
+<div class="card"><b>{{ "%.1f" | format(best.numbers.smaller) }}&times;</b>
+<span>smaller packed file, {{ best.numbers.name }}</span></div>
+<div class="card"><b>{{ "%.2f" | format(best.numbers.faster) }}&times;</b><span>faster, measured</span></div>
+<div class="card"><b>{{ "%+.2f" | format(100 * (best.quality - record.reference.values[0])) }}</b>
+<span>points of {{ spec.quality }} against the dense student</span></div>
+{% endif %}
+<div class="card"><b>{{ record.front | length }}</b><span>points on the front</span></div>
+<div class="card"><b>{{ "%.3f" | format(record.hypervolume.value) }}</b><span>hypervolume (scale below)</span></div>
+<div class="card"><b>{{ record.count("done") }}</b><span>trials done, {{ record.count("stopped") }} stopped,
+{{ record.count("failed") }} failed</span></div>
+</div>
+
+<div class="pair">
+<section><h2>Quality and size</h2><div id="size"></div></section>
+<section><h2>Quality and latency</h2><div id="latency"></div></section>
+</div>
+
+<section>
+<h2>Front and dense baselines</h2>
+<div class="scroll"><table>
+<thead><tr><th>point</th><th>{{ spec.quality }}</th><th>fresh seeds: mean ± sd (n)</th><th>{{ test }}</th>
+<th>packed</th>
+<th>&times; smaller</th><th>latency, ms</th><th>&times; faster</th>
+<th>sparsity</th><th>bits</th><th>non-zeros</th></tr></thead>
+<tbody>
+{% for row in rows %}{% set n = row.numbers %}
+<tr{% if not row.on_front %} class="dense"{% endif %}>
+<td>{% if row.on_front %}<a href="#{{ n.name | replace(" ", "-") }}">{{ n.name }}</a>{% else %}dense: {{ n.name }}
+{% endif %}{% if n.beaten_by %}<span class="tag">a dense net is better: {{ n.beaten_by }}</span>{% endif %}</td>
+<td>{{ row.quality | number }}</td>
+<td>{% if n.confirmed_n %}{{ n.confirmed_mean | number }}{% if n.confirmed_sd is not none %} ±
+{{ "%.2g" | format(n.confirmed_sd) }}{% endif %} ({{ n.confirmed_n }}){% endif %}</td>
+<td>{{ n.get(test) | number }}</td>
+<td>{{ n.packed_bytes | size }}</td>
+<td>{{ "%.1f" | format(n.smaller) }}</td>
+<td>{{ n.latency_ms | number }}</td>
+<td>{{ "%.2f" | format(n.faster) }}</td>
+<td>{{ "%.1f" | format(100 * n.sparsity) }} %</td>
+<td>{{ n.bits }}</td>
+<td>{{ "{:,}".format(n.nonzeros | int) }}</td>
+</tr>
+{% endfor %}
+</tbody></table></div>
+<p class="soft">Sizes and latencies compare with the dense baseline {{ spec.reference }}; latency is the median of the
+exported model, timed beside the dense one in the same call. Fresh seeds retrain a recipe; they never change the
+selection.</p>
+</section>
+
+<section>
+<h2>Layers of each front point</h2>
+{% for row in rows if row.on_front %}
+<details id="{{ row.numbers.name | replace(" ", "-") }}"><summary>{{ row.numbers.name }}
+<span>{{ row.numbers.packed_bytes | size }}, {{ row.numbers.bits }},
+{{ "%.0f" | format(100 * row.numbers.sparsity) }} % sparse</span></summary>
+<p>{% for key, value in row.point_params.items() %}<code>{{ key }}={{ value }}</code>{% endfor %}</p>
+<div class="scroll"><table>
+<thead><tr>{% for column in row.layers.columns %}<th>{{ column }}</th>{% endfor %}</tr></thead>
+<tbody>{% for cells in row.layers.cells %}<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>{% endfor %}
+</tbody></table></div></details>
+{% endfor %}
+</section>
+
+<div class="pair">
+{% if record.importances %}
+<section><h2>What decides whether a trial reaches the front</h2><div id="importances"></div>
+<p class="soft">PED-ANOVA over the finished trials; few trials make this a hint, not a finding.</p></section>
+{% endif %}
+<section><h2>Study</h2><dl>
+{% for key, value in facts.items() %}<dt>{{ key }}</dt><dd>{{ value }}</dd>{% endfor %}
+</dl></section>
+</div>
+
+{% if failures %}
+<section><h2>Failed trials</h2>
+{% for trial in failures %}<details><summary>trial {{ trial.number }}<span>{{ trial.reason }}</span></summary>
+<p>{% for key, value in trial.params.items() %}<code>{{ key }}={{ value }}</code>{% endfor %}</p></details>{% endfor %}
+</section>
+{% endif %}
+<script>
+// Drawn last: only now is the width of every column known.
+const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+for (const [id, figure] of Object.entries({{ figures }}))
+  Plotly.newPlot(id, figure.data, figure.layout, options);
+</script>
+</main></body></html>
+"""

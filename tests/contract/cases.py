@@ -1,0 +1,226 @@
+"""The table: one row per configuration of a method, and every subset of the families, with what each asks for."""
+
+import functools
+import itertools
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lightning_compress.core.method import Compact, Method
+from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, learning_rate
+from lightning_compress.core.task import classification
+from lightning_compress.data.digits import Digits
+from lightning_compress.distill.method import Distill
+from lightning_compress.module import CompressionModule
+from lightning_compress.prune.method import Prune
+from lightning_compress.quantize.method import Quantize
+
+EPOCHS, BATCHES = 4, 6
+# What a checkpoint must reproduce to the last bit; the rest of it holds paths and Lightning's version.
+EXACT = ("state_dict", "optimizer_states", "lr_schedulers", "epochs_seen", "rng", "global_step")
+
+
+def conv_net() -> nn.Module:
+    """Two convolutions with batch norm, dropout and a linear layer on 1x8x8 inputs."""
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Conv2d(8, 12, 3, padding=1, stride=2),
+        nn.BatchNorm2d(12),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Dropout(0.2),
+        nn.Linear(48, 10),
+    )
+
+
+def mlp() -> nn.Module:
+    """Three linear layers with dropout on 1x8x8 inputs."""
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(64, 24), nn.ReLU(), nn.Dropout(0.2), nn.Linear(24, 16), nn.ReLU(), nn.Linear(16, 10)
+    )
+
+
+@functools.cache
+def _teacher() -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(99)
+        return conv_net()
+
+
+def _prune(**options: Any) -> Prune:
+    return Prune(Polynomial(last=0.6, end=0.5), every=2, **options)
+
+
+def _channel() -> Prune:
+    return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2)
+
+
+def _quantize() -> Quantize:
+    return Quantize(6, 8)
+
+
+def _distill() -> Distill:
+    return Distill(_teacher(), weight=0.5)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A list of methods and what its finalized model must show; sparsity is per layer unless `overall`."""
+
+    build: Callable[[], Sequence[Method]]
+    net: Callable[[], nn.Module] = conv_net
+    sparsity: float | None = None
+    overall: bool = False
+    channels: float | None = None
+    weight_bits: int = 32
+    activation_bits: int = 32
+
+
+ROWS: dict[str, Case] = {
+    "prune-uniform": Case(lambda: [_prune()], sparsity=0.6),
+    "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),
+    "prune-threshold": Case(lambda: [Prune(threshold=OneShot(last=0.5, at=0.3))]),
+    "prune-channel": Case(lambda: [_channel()], channels=0.5),
+    "quantize-w8a8": Case(lambda: [Quantize(8, 8)], weight_bits=8, activation_bits=8),
+    "quantize-w4a4-tensor": Case(
+        lambda: [Quantize(4, 4, per_channel=False, observer="min_max", freeze=0.5)], weight_bits=4, activation_bits=4
+    ),
+    "quantize-affine-weights": Case(lambda: [Quantize(5, None, symmetric=False)], weight_bits=5),
+    "quantize-schedule": Case(
+        lambda: [Quantize(Linear(first=8, last=3, end=0.8), 8, start=0.2)], weight_bits=3, activation_bits=8
+    ),
+    "distill-live": Case(lambda: [_distill()]),
+    "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
+}
+
+_FAMILIES: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {
+    "prune": (_prune, {"sparsity": 0.6}),
+    "channel": (_channel, {"channels": 0.5}),
+    "quantize": (_quantize, {"weight_bits": 6, "activation_bits": 8}),
+    "distill": (_distill, {}),
+}
+
+
+def _combined(names: Sequence[str], net: Callable[[], nn.Module] = conv_net) -> Case:
+    asked = {key: value for name in names for key, value in _FAMILIES[name][1].items()}
+    return Case(lambda: [_FAMILIES[name][0]() for name in names], net, **asked)
+
+
+_NAMES = [names for size in range(len(_FAMILIES) + 1) for names in itertools.combinations(_FAMILIES, size)]
+SUBSETS = {"+".join(names) or "none": _combined(names) for names in _NAMES}
+CASES = ROWS | SUBSETS | {"mlp:prune+channel+quantize+distill": _combined(list(_FAMILIES), mlp)}
+ALL = "prune+channel+quantize+distill"
+
+
+@functools.cache
+def _source() -> Digits:
+    data = Digits(batch_size=32)
+    data.setup()
+    return data
+
+
+def data() -> Digits:
+    """A fresh data module over digits that are read once."""
+    fresh = Digits(batch_size=32)
+    fresh._parts, fresh._carved_test = _source()._parts, _source()._carved_test
+    return fresh
+
+
+def module(case: Case, *, seed: int = 0, **options: Any) -> CompressionModule:
+    """A new module; the global generators are seeded with `seed`."""
+    pl.seed_everything(seed, verbose=False)
+    return CompressionModule(
+        case.net(),
+        classification(10),
+        case.build(),
+        example=_source().example,
+        optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
+        scheduler=functools.partial(learning_rate, schedule=Cosine(first=1.0, last=0.1)),
+        **options,
+    )
+
+
+def trainer(folder: Path | None = None, *callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    """A silent trainer of `EPOCHS` short epochs; with a folder it keeps a checkpoint of each epoch there."""
+    keep = ModelCheckpoint(dirpath=folder, filename="{epoch}", save_top_k=-1, save_on_train_epoch_end=True)
+    settings: dict[str, Any] = {
+        "max_epochs": EPOCHS,
+        "limit_train_batches": BATCHES,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "enable_checkpointing": folder is not None,
+        "callbacks": [*callbacks, *([keep] if folder else [])],
+        "default_root_dir": folder,
+    }
+    return pl.Trainer(**settings | options)
+
+
+def fit(trainee: CompressionModule, used: pl.Trainer, resume: Path | None = None) -> CompressionModule:
+    """Train; Lightning's advice on loaders of other kinds is ignored."""
+    with warnings.catch_warnings():
+        for advice in ("many workers", "is not empty", "LeafSpec", "dirpath has changed", "callbacks used to create"):
+            warnings.filterwarnings("ignore", message=f".*{advice}.*")
+        used.fit(trainee, datamodule=data(), ckpt_path=resume, weights_only=True)
+    return trainee
+
+
+@functools.cache
+def trained(name: str) -> CompressionModule:
+    """The module of a case after training; not to be changed."""
+    return fit(module(CASES[name]), trainer())
+
+
+@functools.cache
+def finalized(name: str) -> Compact:
+    """The finalized model of a case; not to be changed."""
+    return trained(name).finalize()
+
+
+def checkpoint(folder: Path, epoch: int = EPOCHS - 1) -> Path:
+    """Where the checkpoint of an epoch lies."""
+    return folder / f"epoch={epoch}.ckpt"
+
+
+def load(path: Path) -> dict[str, Any]:
+    """What of a checkpoint must be exact."""
+    loaded = torch.load(path, weights_only=True)
+    return {key: loaded[key] for key in EXACT}
+
+
+def differences(left: Any, right: Any, where: str = "") -> list[str]:
+    """Paths at which two nests of dicts, lists, tensors and numbers differ in any bit."""
+    if isinstance(left, Tensor) and isinstance(right, Tensor):
+        same = left.dtype == right.dtype and torch.equal(left, right)
+        return [] if same else [where]
+    if isinstance(left, dict) and isinstance(right, dict):
+        keys = [f"{where}/{key} is missing" for key in left.keys() ^ right.keys()]
+        return keys + [d for k in left.keys() & right.keys() for d in differences(left[k], right[k], f"{where}/{k}")]
+    if isinstance(left, list | tuple) and isinstance(right, list | tuple) and len(left) == len(right):
+        return [d for i, (a, b) in enumerate(zip(left, right, strict=True)) for d in differences(a, b, f"{where}/{i}")]
+    return [] if type(left) is type(right) and left == right else [f"{where}: {left!r} != {right!r}"]
+
+
+def probe() -> Tensor:
+    """Sixty-four validation inputs."""
+    source = _source()
+    return source.normalize(source.val_part.fetch(torch.arange(64)))
+
+
+def outputs(model: nn.Module) -> Tensor:
+    """What a model in eval mode puts out for `probe`."""
+    with torch.no_grad():
+        found = model.eval()(probe())
+    assert isinstance(found, Tensor)
+    return found

@@ -1,0 +1,136 @@
+"""Run as a script: training on two ranks over gloo; what each rank ends with goes into a folder."""
+
+import sys
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lightning_compress.callback import Compress
+from lightning_compress.core.method import Method, Stage
+from lightning_compress.core.schedule import Polynomial
+from lightning_compress.core.task import classification
+from lightning_compress.data.digits import Digits
+from lightning_compress.distill.method import Distill
+from lightning_compress.module import CompressionModule
+from lightning_compress.prune.method import Prune
+from lightning_compress.quantize.method import Quantize
+from tests.contract import cases
+
+STEPS = 6
+
+
+def plain_net() -> nn.Module:
+    """No dropout and no batch norm, so that two ranks with half a batch each are one rank with a whole one."""
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3, stride=2), nn.ReLU(), nn.Conv2d(6, 8, 2), nn.ReLU(), nn.Flatten(), nn.Linear(32, 10)
+    )
+
+
+def methods(teacher: nn.Module, *, quantize: bool = True) -> list[Method]:
+    ramp = partial(Polynomial, end=0.5)
+    found: list[Method] = [Prune(ramp(last=0.5), every=2), Prune(ramp(last=0.5), every=2, pattern="channel")]
+    return [*found, *([Quantize(6, 8)] if quantize else []), Distill(teacher, weight=0.5)]
+
+
+@final
+class FromData(Method):
+    """Starts the weights from the data that a rank sees first, which is not what the other one sees."""
+
+    stage: ClassVar[Stage] = Stage.STRUCTURE
+
+    @torch.no_grad()
+    def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        mean = next(iter(batches))[0].mean()
+        for parameter in model.parameters():
+            parameter += 0.01 * mean
+
+
+class Mine(pl.LightningModule):
+    """Somebody's own module."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return F.cross_entropy(self.net(batch.inputs), batch.targets)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+class Ranges(pl.Callback):
+    """Takes down the extra loss term of each step."""
+
+    def __init__(self) -> None:
+        self.terms: list[float] = []
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+        (distill,) = (m for m in trainer.lightning_module.modules() if isinstance(m, Distill))
+        assert distill._last is not None
+        self.terms.append(float(distill._last[0]))
+
+
+def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
+    """Train with two ranks of 16 samples or one of 32; the state and the terms."""
+    pl.seed_everything(0, verbose=False)
+    teacher, net, bare = cases.conv_net(), cases.conv_net(), plain_net()
+    seen = Ranges()
+    callbacks: list[pl.Callback] = [seen]
+    module: pl.LightningModule
+    if kind == "callback":
+        module = Mine(net)
+        callbacks.append(Compress([FromData(), *methods(teacher)], model="net", example=torch.zeros(2, 1, 8, 8)))
+    else:
+        averaged = kind == "averaged"
+        module = CompressionModule(
+            bare if averaged else net,
+            classification(10),
+            methods(teacher, quantize=False) if averaged else [FromData(), *methods(teacher)],
+            example=torch.zeros(2, 1, 8, 8),
+            optimizer=partial(torch.optim.SGD, lr=0.1),
+            channels_last=kind == "module",
+        )
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        strategy="ddp" if ranks > 1 else "auto",
+        devices=ranks,
+        max_epochs=2,
+        limit_train_batches=STEPS // 2,
+        limit_val_batches=1,
+        num_sanity_val_steps=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=callbacks,
+    )
+    trainer.fit(module, datamodule=Digits(batch_size=32 // ranks))
+    trainer.save_checkpoint(folder / f"{kind}{ranks}.ckpt")
+    epochs = module.epochs if isinstance(module, CompressionModule) else []
+    return {"state": module.state_dict(), "terms": seen.terms, "epochs": epochs}
+
+
+def main(folder: Path) -> None:
+    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged")}
+    rank = torch.distributed.get_rank()
+    torch.save(found, folder / f"rank{rank}.pt")
+    if rank == 0:
+        torch.distributed.barrier()
+        torch.distributed.destroy_process_group()
+        torch.save(run("averaged", folder, 1), folder / "alone.pt")
+    else:
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    main(Path(sys.argv[1]))

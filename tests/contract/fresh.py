@@ -1,0 +1,40 @@
+"""Run as a script, in a process of its own: load what another process saved, or be killed while training."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytorch_lightning as pl
+import torch
+
+from tests.contract import cases
+
+
+class Killed(pl.Callback):
+    """The process dies in the middle of the third epoch."""
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: object) -> None:
+        if trainer.current_epoch == 2 and trainer.global_step == 2 * cases.BATCHES + 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def go_on(root: Path) -> None:
+    """Reload each case's end for its outputs, and train it from the checkpoint of its second epoch to the end."""
+    for number, (name, case) in enumerate(cases.CASES.items()):
+        ended = cases.module(case, seed=1000 + number)
+        saved = torch.load(cases.checkpoint(root / name), weights_only=True)
+        ended.load_state_dict(saved["state_dict"])
+        torch.save(cases.outputs(ended.model), root / name / "outputs.pt")
+        resumed = root / name / "resumed"
+        start = cases.checkpoint(root / name, epoch=1)
+        cases.fit(cases.module(case, seed=2000 + number), cases.trainer(resumed), start)
+
+
+def be_killed(folder: Path) -> None:
+    cases.fit(cases.module(cases.CASES[cases.ALL]), cases.trainer(folder, Killed()))
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    {"go_on": go_on, "be_killed": be_killed}[sys.argv[1]](Path(sys.argv[2]))

@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.contract import cases
+
+ROOT = Path(__file__).parents[2]
+# The last forward pass moves these on each rank by its own batch; the next one starts from rank 0's.
+LOCAL = ("running_mean", "running_var", ".seen")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    found = tmp_path_factory.mktemp("ddp")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"MASTER_ADDR": "127.0.0.1"}
+    command = [sys.executable, str(Path(__file__).with_name("distributed.py")), str(found)]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr[-4000:]
+    return found
+
+
+def _ranks(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True)[kind] for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("kind", ["module", "callback"])
+def test_ranks_end_with_the_same_weights_masks_and_ranges(folder: Path, kind: str) -> None:
+    first, second = (rank["state"] for rank in _ranks(folder, kind))
+    differing = [where for where in cases.differences(first, second) if not where.endswith(LOCAL)]
+    assert differing == []
+    masks = {key: value for key, value in first.items() if key.endswith(".mask")}
+    assert len(masks) >= 6
+    assert all(0 < value.count_nonzero() < value.numel() for value in masks.values())
+    ranges = [value for key, value in first.items() if key.endswith(".range")]
+    assert len(ranges) == 3
+    assert all(low < high for low, high in ranges)
+
+
+@pytest.mark.parametrize("kind", ["module", "callback"])
+def test_the_extra_term_is_there_on_each_rank_and_of_its_own_batch(folder: Path, kind: str) -> None:
+    first, second = (rank["terms"] for rank in _ranks(folder, kind))
+    assert len(first) == len(second) == 6
+    assert min(*first, *second) > 1e-4
+    assert first != second
+
+
+def test_the_curve_is_the_mean_over_ranks(folder: Path) -> None:
+    first, second = _ranks(folder, "module")
+    assert first["epochs"] == second["epochs"]
+    terms = torch.tensor([first["terms"], second["terms"]])
+    means = [row["train/distill"] for row in first["epochs"]]
+    torch.testing.assert_close(torch.tensor(means), 0.5 * terms.reshape(2, 2, 3).mean((0, 2)))
+
+
+def test_two_ranks_with_half_a_batch_are_one_with_a_whole_one(folder: Path) -> None:
+    alone = torch.load(folder / "alone.pt", weights_only=True)
+    for rank in _ranks(folder, "averaged"):
+        for key, value in alone["state"].items():
+            if isinstance(value, torch.Tensor):
+                torch.testing.assert_close(rank["state"][key], value, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            torch.tensor([row["train/loss"] for row in rank["epochs"]]),
+            torch.tensor([row["train/loss"] for row in alone["epochs"]]),
+        )
+
+
+def test_the_checkpoint_holds_each_ranks_own_generators(folder: Path) -> None:
+    states = torch.load(folder / "module2.ckpt", weights_only=True)["rng"]
+    assert len(states) == 2

@@ -1,0 +1,178 @@
+import copy
+import math
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from lightning_compress.core import edits
+from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.select import WEIGHTED
+from lightning_compress.core.stored import Stored
+from lightning_compress.module import CompressionModule
+from tests.contract import cases
+
+
+def _weights(name: str) -> dict[str, Stored]:
+    """The stored weight of each layer that has one to compress."""
+    found = cases.finalized(name)
+    layers = [n for n, m in found.model.named_modules() if isinstance(m, WEIGHTED)]
+    return {layer: found.stored[f"{layer}.weight"] for layer in layers}
+
+
+def _base(name: str) -> dict[str, int]:
+    """Output channels of each layer before anything was removed."""
+    layers: Any = {n: m for n, m in cases.CASES[name].net().named_modules() if isinstance(m, WEIGHTED)}
+    return {name: len(layer.weight) for name, layer in layers.items()}
+
+
+every_case = pytest.mark.parametrize("name", cases.CASES)
+
+
+@every_case
+def test_training_ends_with_finite_losses(name: str) -> None:
+    rows = cases.trained(name).epochs
+    assert len(rows) == cases.EPOCHS
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert {"train/loss", "train/task_loss", "val/loss", "val/accuracy"} <= rows[0].keys()
+    assert ("train/distill" in rows[0]) == ("distill" in name)
+
+
+@every_case
+def test_finalizing_leaves_training_as_it_is(name: str) -> None:
+    class Finalize(pl.Callback):
+        def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+            assert isinstance(pl_module, CompressionModule)
+            before = copy.deepcopy(pl_module.state_dict())
+            modes = [module.training for module in pl_module.modules()]
+            pl_module.finalize()
+            assert cases.differences(before, pl_module.state_dict()) == []
+            assert modes == [module.training for module in pl_module.modules()]
+
+    disturbed = cases.fit(cases.module(cases.CASES[name]), cases.trainer(None, Finalize()))
+    assert cases.differences(cases.trained(name).state_dict(), disturbed.state_dict()) == []
+    assert cases.differences(cases.trained(name).epochs, disturbed.epochs) == []
+
+
+@every_case
+def test_a_finalized_model_is_plain(name: str) -> None:
+    found = cases.finalized(name).model
+    assert not any(parametrize.is_parametrized(module) for module in found.modules())
+    assert not any(module.training or module._forward_hooks for module in found.modules())
+    assert all(tensor.is_contiguous() for tensor in found.state_dict().values())
+    assert all(
+        module.__module__.startswith("torch.") or isinstance(module, FixedQuantizer) for module in found.modules()
+    )
+    assert all(tensor.device.type == "cpu" for tensor in found.state_dict().values())
+    assert not any(parameter.requires_grad for parameter in found.parameters())
+
+
+@every_case
+def test_stored_is_the_model_bit_by_bit(name: str) -> None:
+    found = cases.finalized(name)
+    state = found.model.state_dict()
+    assert found.stored.keys() == state.keys()
+    for key, stored in found.stored.items():
+        assert stored.value.dtype == state[key].dtype, key
+        assert torch.equal(stored.value, state[key]), key
+        assert torch.equal(stored.value, stored.dequantize()), key
+
+
+@every_case
+def test_outputs_are_those_of_the_trained_model(name: str) -> None:
+    deployed = cases.outputs(cases.finalized(name).model)
+    trained = cases.outputs(copy.deepcopy(cases.trained(name).model))
+    assert deployed.std() > 1e-3
+    torch.testing.assert_close(deployed, trained, rtol=1e-5, atol=1e-5)
+
+
+@every_case
+def test_masked_weights_are_exactly_zero(name: str) -> None:
+    masks = 0
+    for key, stored in cases.finalized(name).stored.items():
+        if stored.mask is not None:
+            masks += 1
+            assert stored.mask.shape == stored.value.shape, key
+            assert stored.value[~stored.mask].count_nonzero() == 0, key
+    assert (masks > 0) == ("prune" in name or "channel" in name)
+
+
+@every_case
+def test_edits_rebuild_the_shape(name: str) -> None:
+    found = cases.finalized(name)
+    rebuilt = edits.replay(cases.CASES[name].net(), found.edits).state_dict()
+    assert {key: value.shape for key, value in rebuilt.items()} == {
+        key: stored.value.shape for key, stored in found.stored.items() if ".input_quantizer." not in key
+    }
+
+
+@pytest.mark.parametrize("name", [n for n, c in cases.CASES.items() if c.sparsity is not None and c.channels is None])
+def test_sparsity_is_what_was_asked_for(name: str) -> None:
+    case, weights = cases.CASES[name], _weights(name)
+    assert case.sparsity is not None
+    gone = {}
+    for layer, stored in weights.items():
+        assert stored.mask is not None
+        gone[layer] = int((~stored.mask).sum())
+        zeros = int((stored.value == 0).sum())
+        assert zeros == gone[layer] if case.weight_bits == 32 else zeros >= gone[layer]
+    if case.overall:
+        sizes = sum(stored.value.numel() for stored in weights.values())
+        assert abs(sum(gone.values()) - case.sparsity * sizes) <= 1
+        assert len({round(gone[layer] / weights[layer].value.numel(), 2) for layer in weights}) > 1
+    else:
+        assert all(abs(gone[layer] - case.sparsity * weights[layer].value.numel()) <= 1 for layer in weights)
+
+
+@pytest.mark.parametrize("name", [n for n, c in cases.CASES.items() if c.channels is not None])
+def test_channels_are_as_many_as_asked_for(name: str) -> None:
+    case, weights, base = cases.CASES[name], _weights(name), _base(name)
+    assert case.channels is not None
+    *hidden, last = base
+    for layer in hidden:
+        assert abs(weights[layer].value.shape[0] - (1 - case.channels) * base[layer]) <= 1
+    assert weights[last].value.shape[0] == base[last]
+
+
+@pytest.mark.parametrize(
+    "name", [n for n, c in cases.CASES.items() if c.channels is not None and c.sparsity is not None]
+)
+def test_single_zeros_and_channels_both_reach_their_share(name: str) -> None:
+    case = cases.CASES[name]
+    single, channel = cases.trained(name).compressor.methods[:2]
+    for keep in single._pattern.keep().values():  # type: ignore[union-attr, operator]
+        assert abs(int((~keep).sum()) - (case.sparsity or 0) * keep.numel()) <= 1
+    for keep in channel._pattern.keep().values():  # type: ignore[union-attr, operator]
+        assert abs(int((~keep).sum()) - (case.channels or 0) * keep.numel()) <= 1
+
+
+@every_case
+def test_bits_are_what_was_asked_for(name: str) -> None:
+    case, found = cases.CASES[name], cases.finalized(name)
+    for layer, stored in _weights(name).items():
+        assert stored.bits == case.weight_bits, layer
+        assert (stored.codes is None) == (case.weight_bits == 32), layer
+        if stored.codes is not None:
+            assert len(set(stored.codes.flatten().tolist())) > 2, layer
+            top = 2 ** (stored.bits - 1) - 1 if stored.symmetric else 2**stored.bits - 1
+            assert int(stored.codes.min()) >= (-top if stored.symmetric else 0), layer
+            assert int(stored.codes.max()) <= top, layer
+            # Every scale is used to its end: no bit is wasted.
+            rows = (stored.codes if stored.axis is None else stored.codes.flatten(1)).reshape(
+                -1, stored.codes[0].numel()
+            )
+            assert int(rows.max() - rows.min()) >= top, layer
+    fixed = [m for m in found.model.modules() if isinstance(m, FixedQuantizer)]
+    assert len(fixed) == (0 if case.activation_bits == 32 else len(_base(name)))
+    assert all(quantizer.bits == case.activation_bits for quantizer in fixed)
+
+
+@pytest.mark.parametrize("name", [n for n, c in cases.CASES.items() if c.activation_bits < 32])
+def test_batch_norms_go_where_they_can(name: str) -> None:
+    found = cases.finalized(name).model
+    norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm2d)]
+    can = cases.CASES[name].net is cases.mlp or "tensor" not in name
+    assert len(norms) == (0 if can else 2)

@@ -1,0 +1,88 @@
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from tests.contract import cases
+
+ROOT = Path(__file__).parents[2]
+
+
+def _script(what: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tests.contract.fresh", what, str(folder)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+
+
+def test_a_fresh_process_reloads_and_resumes_every_case_bit_by_bit(tmp_path: Path) -> None:
+    expected: dict[str, Any] = {}
+    for name, case in cases.CASES.items():
+        trained = cases.fit(cases.module(case), cases.trainer(tmp_path / name))
+        expected[name] = cases.outputs(trained.model)
+    done = _script("go_on", tmp_path)
+    assert done.returncode == 0, done.stderr
+    wrong: dict[str, list[str]] = {}
+    for name in cases.CASES:
+        folder = tmp_path / name
+        found = {"outputs": torch.load(folder / "outputs.pt"), **cases.load(cases.checkpoint(folder / "resumed"))}
+        want = {"outputs": expected[name], **cases.load(cases.checkpoint(folder))}
+        wrong[name] = cases.differences(want, found)
+    assert {name: where for name, where in wrong.items() if where} == {}
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
+    case = cases.CASES[cases.ALL]
+    killed = _script("be_killed", tmp_path / "killed")
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert not cases.checkpoint(tmp_path / "killed", epoch=2).exists()
+    last = cases.checkpoint(tmp_path / "killed", epoch=1)
+    cases.fit(cases.module(case, seed=5), cases.trainer(tmp_path / "resumed"), last)
+    cases.fit(cases.module(case), cases.trainer(tmp_path / "whole"))
+    want, found = (cases.load(cases.checkpoint(tmp_path / name)) for name in ("whole", "resumed"))
+    assert cases.differences(want, found) == []
+
+
+def test_a_checkpoint_inside_an_epoch_goes_on_inside_it(tmp_path: Path) -> None:
+    class SaveInside(pl.Callback):
+        def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+            if trainer.global_step == cases.BATCHES + 4:
+                trainer.save_checkpoint(tmp_path / "inside.ckpt")
+
+    case = cases.CASES[cases.ALL]
+    cases.fit(cases.module(case), cases.trainer(tmp_path / "whole", SaveInside()))
+    cases.fit(cases.module(case, seed=5), cases.trainer(tmp_path / "resumed"), tmp_path / "inside.ckpt")
+    want, found = (cases.load(cases.checkpoint(tmp_path / name)) for name in ("whole", "resumed"))
+    assert cases.differences(want, found) == []
+
+
+def test_the_order_of_samples_differs_between_epochs_and_goes_on_after_a_resume(tmp_path: Path) -> None:
+    class Order(pl.Callback):
+        def __init__(self) -> None:
+            self.seen: list[list[int]] = []
+
+        def on_train_batch_start(
+            self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+        ) -> None:
+            self.seen.append(batch.index.tolist())
+
+    case = cases.CASES["none"]
+    whole, rest = Order(), Order()
+    cases.fit(cases.module(case), cases.trainer(tmp_path, whole))
+    cases.fit(cases.module(case), cases.trainer(None, rest), cases.checkpoint(tmp_path, epoch=1))
+    assert whole.seen[2 * cases.BATCHES :] == rest.seen
+    assert len({tuple(indices) for indices in whole.seen}) == len(whole.seen)
+
+
+@pytest.mark.parametrize("key", ["state_dict", "optimizer_states", "epochs_seen", "rng"])
+def test_the_comparison_sees_a_difference(key: str, tmp_path: Path) -> None:
+    case = cases.CASES["none"]
+    for name, seed in (("a", 0), ("b", 1)):
+        cases.fit(cases.module(case, seed=seed), cases.trainer(tmp_path / name, max_epochs=1, limit_train_batches=1))
+    left, right = (cases.load(cases.checkpoint(tmp_path / name, epoch=0)) for name in ("a", "b"))
+    assert any(where.startswith(f"/{key}") for where in cases.differences(left, right))

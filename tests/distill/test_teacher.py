@@ -1,0 +1,125 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.distill.teacher import Teacher, fingerprint
+
+
+class Counting(nn.Module):
+    """A classifier that counts the samples it was shown."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.5), nn.Linear(8, 4))
+        self.seen: list[int] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(len(x))
+        out: Tensor = self.net(x)
+        return out
+
+
+DATA = torch.randn(50, 3, generator=torch.Generator().manual_seed(5))
+
+
+def call(teacher: Teacher, *index: int, view: int = 0) -> Tensor:
+    place = torch.tensor(index)
+    return teacher(DATA[place], place, torch.full_like(place, view))
+
+
+def test_frozen_in_eval_mode_and_without_a_graph() -> None:
+    model = Counting().train()
+    teacher = Teacher(model)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    x = DATA.clone().requires_grad_()
+    out = teacher(x)
+    assert not out.requires_grad
+    assert not out.is_inference()  # it can be saved for backward
+    assert not any(module.training for module in model.modules())
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert torch.equal(out, teacher(x))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def test_hash_is_stable_and_sensitive() -> None:
+    torch.manual_seed(3)
+    first: Any = Counting()
+    torch.manual_seed(3)
+    same = Counting()
+    assert fingerprint(first) == fingerprint(same) == Teacher(first).hash
+    assert fingerprint(first) == fingerprint(first.to(memory_format=torch.channels_last))
+    seen = {fingerprint(first)}
+    with torch.no_grad():
+        first.net[3].bias[2] += 1e-6
+        seen.add(fingerprint(first))
+        first.net[1].running_mean[0] += 1e-6
+        seen.add(fingerprint(first))
+    first.net[1].num_batches_tracked += 1
+    seen.add(fingerprint(first))
+    seen.add(fingerprint(first.double()))
+    assert len(seen) == 5
+    assert all(len(value) == 16 for value in seen)
+
+
+def test_hash_tells_names_and_shapes_apart() -> None:
+    zeros = torch.zeros(6)
+
+    def hashed(name: str, *shape: int) -> str:
+        module = nn.Module()
+        module.register_buffer(name, zeros.view(*shape))
+        return fingerprint(module)
+
+    assert len({hashed("a", 6), hashed("b", 6), hashed("a", 2, 3), hashed("a", 3, 2)}) == 4
+
+
+def test_cache_gives_the_same_outputs() -> None:
+    model = Counting()
+    cached, fresh = Teacher(model, cache=True), Teacher(model)
+    for index in ([4, 1, 9], [0, 2, 3], [9, 4, 1], [49, 0, 30]):
+        torch.testing.assert_close(call(cached, *index), call(fresh, *index))
+
+
+def test_cache_shows_the_teacher_each_sample_once() -> None:
+    model = Counting()
+    teacher = Teacher(model, cache=True)
+    for epoch in range(3):
+        order = torch.randperm(50, generator=torch.Generator().manual_seed(epoch))
+        for index in torch.split(order, 8):
+            call(teacher, *index.tolist())
+    assert sum(model.seen) == 50
+    assert len(model.seen) == 7
+
+
+def test_cache_asks_only_for_the_new_ones() -> None:
+    model = Counting()
+    teacher = Teacher(model, cache=True)
+    first = call(teacher, 1, 2, 3)
+    second = call(teacher, 3, 40, 1)
+    assert model.seen == [3, 1]
+    assert torch.equal(second[[2, 0]], first[[0, 2]])
+
+
+def test_without_cache_every_batch_is_computed() -> None:
+    model = Counting()
+    teacher = Teacher(model)
+    call(teacher, 1, 2)
+    call(teacher, 1, 2, view=-1)
+    assert model.seen == [2, 2]
+
+
+@pytest.mark.parametrize("view", [-1, 1])
+def test_cache_refuses_augmented_batches(view: int) -> None:
+    model = Counting()
+    with pytest.raises(ValueError, match="no random transform; got augmented"):
+        call(Teacher(model, cache=True), 1, 2, view=view)
+    assert model.seen == []
+
+
+def test_cache_refuses_batches_without_an_index() -> None:
+    teacher = Teacher(Counting(), cache=True)
+    with pytest.raises(ValueError, match="needs batches with a sample index"):
+        teacher(DATA)
+    with pytest.raises(ValueError, match="needs batches with a sample index"):
+        teacher(DATA, torch.arange(50))

@@ -1,0 +1,214 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.compressor import Compressor, NoEffectError
+from lightning_compress.core.schedule import Linear, OneShot, Polynomial
+from lightning_compress.prune.method import Prune
+
+
+def net() -> Any:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), nn.Linear(20, 5))
+
+
+def zeros(model: Any) -> list[int]:
+    return [int((model[i].weight == 0).sum()) for i in (0, 2)]
+
+
+def test_removes_the_smallest_and_keeps_the_rest() -> None:
+    model = net()
+    before = model[0].weight.detach().clone()
+    method = Prune(0.75, every=1)
+    method.attach(model, None)
+    assert zeros(model) == [0, 0]
+    assert method.update(model, 1.0) == {"prune/amount": 0.75}
+    assert zeros(model) == [90, 75]
+    kept = before.abs() > before.abs().flatten().kthvalue(90).values
+    assert torch.equal(model[0].weight, before * kept)
+
+
+def test_gradual_ramp_moves_every_few_steps_and_arrives() -> None:
+    model, seen = net(), []
+    ramp = Polynomial(first=0.0, last=0.9, begin=0.2, end=0.8)
+    method = Prune(ramp, every=3)
+    method.attach(model, None)
+    for step in range(1, 21):
+        logged = method.update(model, step / 20)
+        if logged:
+            seen.append((step, logged["prune/amount"]))
+        assert zeros(model)[0] == (round(120 * seen[-1][1]) if seen else 0)
+    # Multiples of 3 inside the window (4, 16], and the moment it arrives.
+    assert seen == [(step, ramp(step / 20)) for step in (6, 9, 12, 15, 16)]
+    assert zeros(model) == [108, 90]
+
+
+def test_a_pruned_weight_never_comes_back() -> None:
+    model = net()
+    method = Prune(Linear(first=0.1, last=0.8), every=1)
+    method.attach(model, None)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05, weight_decay=1e-3)
+    gone = torch.zeros(20, 6, dtype=torch.bool)
+    x, y = torch.randn(32, 6), torch.randn(32, 5)
+    for step in range(1, 31):
+        optimizer.zero_grad()
+        (model(x) - y).square().mean().backward()
+        optimizer.step()
+        method.update(model, step / 30)
+        now = model[0].weight == 0
+        assert (now | ~gone).all()
+        gone = now
+    assert zeros(model) == [96, 80]
+
+
+def test_exact_count_when_most_weights_are_zero_already() -> None:
+    model = net()
+    with torch.no_grad():
+        model[0].weight.mul_(torch.arange(120).view(20, 6) < 10)
+    method = Prune(Linear(first=0.0, last=0.5), every=1)
+    method.attach(model, None)
+    stack = model[0].parametrizations.weight
+    for step in range(1, 6):
+        method.update(model, step / 5)
+        assert int((stack[0].mask == 0).sum()) == 12 * step
+        assert stack[0].mask.flatten()[:10].all()
+
+
+def test_a_falling_schedule_gives_nothing_back() -> None:
+    model = net()
+    method = Prune(Linear(first=0.8, last=0.2), every=1)
+    method.attach(model, None)
+    for progress in (0.0, 0.5, 1.0):
+        method.update(model, progress)
+    assert zeros(model)[0] == 96
+
+
+def test_a_score_that_prefers_small_weights_cannot_revive_one() -> None:
+    def smallest(weight: Tensor) -> Tensor:
+        return 10.0 - weight.abs()
+
+    model = net()
+    method = Prune(Linear(first=0.0, last=0.8), every=1, score=smallest)
+    method.attach(model, None)
+    for step in range(1, 5):
+        method.update(model, step / 4)
+        assert zeros(model) == [24 * step, 20 * step]
+
+
+def test_threshold_of_han_by_hand() -> None:
+    model = net()
+    before = model[0].weight.detach().clone()
+    method = Prune(threshold=0.7, every=1)
+    method.attach(model, None)
+    method.update(model, 0.1)
+    expected = before.abs() >= 0.7 * before.square().mean().sqrt()
+    assert 0 < int(expected.sum()) < 120
+    assert torch.equal(model[0].weight != 0, expected)
+    method.update(model, 0.2)  # the same amount does not prune again
+    assert torch.equal(model[0].weight != 0, expected)
+
+
+def test_overall_allocation_and_exclude() -> None:
+    model = net()
+    with torch.no_grad():
+        model[2].weight.mul_(0.001)
+    method = Prune(0.4, every=1, allocation="overall")
+    method.attach(model, None)
+    method.update(model, 1.0)
+    assert zeros(model) == [0, 88]  # 0.4 of 220
+    model = net()
+    method = Prune(0.5, every=1, exclude=["<last>"])
+    method.attach(model, None)
+    method.update(model, 1.0)
+    assert zeros(model) == [60, 0]
+
+
+def test_state_goes_through_a_checkpoint() -> None:
+    def build() -> tuple[Any, Compressor]:
+        model, compressor = net(), Compressor([Prune(Linear(last=0.8), every=2)])
+        compressor.attach(model, None)
+        compressor.horizon = 8
+        return model, compressor
+
+    (a, first), (b, second) = build(), build()
+    for _ in range(3):
+        first.update(a)
+    b.load_state_dict(a.state_dict())
+    second.load_state_dict(first.state_dict())
+    for _ in range(5):
+        assert first.update(a) == second.update(b)
+        assert zeros(a) == zeros(b)
+    assert zeros(a) == [96, 80]
+
+
+def test_finalize_stores_the_mask_and_plain_zeros() -> None:
+    model, compressor = net(), Compressor([Prune(0.5, every=1)])
+    compressor.attach(model, None)
+    compressor.update(model)
+    compact = compressor.finalize(model, None)
+    x = torch.randn(3, 6)
+    assert torch.equal(compact.model(x), model(x))
+    for name in ("0.weight", "2.weight"):
+        stored = compact.stored[name]
+        assert stored.mask is not None
+        assert torch.equal(stored.mask, stored.value != 0)
+        assert stored.sparsity == 0.5
+        assert torch.equal(stored.value, compact.model.state_dict()[name])
+        assert not torch.signbit(compact.model.state_dict()[name][stored.value == 0]).any()
+    assert compact.edits == []
+
+
+def test_a_mask_that_does_not_move_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, method = net(), Prune(0.5, every=1)
+    compressor = Compressor([method])
+    compressor.attach(model, None)
+    assert method._pattern is not None
+    monkeypatch.setattr(method._pattern, "apply", lambda keep: None)
+    with pytest.raises(NoEffectError, match=r"asks for sparsity 0\.5 and every mask still"):
+        compressor.update(model)
+
+
+def test_a_threshold_that_removes_nothing_is_an_error() -> None:
+    model, compressor = net(), Compressor([Prune(threshold=1e-6, every=1)])
+    compressor.attach(model, None)
+    with pytest.raises(NoEffectError, match=r"asks for threshold 1e-06 and every mask"):
+        compressor.update(model)
+
+
+def test_no_alarm_before_the_schedule_asks() -> None:
+    model, compressor = net(), Compressor([Prune(OneShot(last=0.5, at=0.5), every=1)])
+    compressor.attach(model, None)
+    compressor.horizon = 10
+    for _ in range(4):
+        compressor.update(model)
+    assert zeros(model) == [0, 0]
+    compressor.update(model)
+    assert zeros(model) == [60, 50]
+
+
+def test_sparsity_that_rounds_to_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"would remove nothing: sparsity 0.1 with round_to=16 keeps all"):
+        Prune(0.1, round_to=16, pattern="channel").attach(net(), torch.randn(2, 6))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "sparsity or threshold, one of them"),
+        ({"sparsity": 0.5, "threshold": 1.0}, "sparsity or threshold, one of them"),
+        ({"sparsity": 1.0}, r"in \[0, 1\); got 1.0"),
+        ({"sparsity": 90}, r"in \[0, 1\); got 90"),
+        ({"sparsity": Linear(first=-0.1, last=0.5)}, r"in \[0, 1\); got -0.1"),
+        ({"threshold": -1.0}, "from 0 up; got -1.0"),
+        ({"sparsity": 0.5, "pattern": "filter"}, "one of unstructured, channel; got 'filter'"),
+        ({"sparsity": 0.5, "every": 0}, "from 1 up"),
+        ({"sparsity": 0.5, "round_to": 0}, "from 1 up"),
+        ({"sparsity": 0.5, "score": "magnitud"}, "did you mean 'magnitude'"),
+        ({"sparsity": 0.5, "allocation": "global"}, "no function 'global'"),
+    ],
+)
+def test_bad_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prune(**options)
