@@ -88,9 +88,7 @@ class Compressor(nn.Module):
             method.update(model, self.progress)
         if dist.is_available() and dist.is_initialized():
             for tensor in [*model.parameters(), *model.buffers(), *self.parameters(), *self.buffers()]:
-                sent = tensor.detach().contiguous()  # a collective refuses the channels-last layout
-                dist.broadcast(sent, src=0)
-                tensor.detach().copy_(sent)
+                dist.broadcast(tensor.detach(), src=0)
         self.prepared = True
 
     def param_groups(self) -> list[dict[str, Any]]:

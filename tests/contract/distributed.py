@@ -36,7 +36,9 @@ def plain_net() -> nn.Module:
 def methods(teacher: nn.Module, *, quantize: bool = True) -> list[Method]:
     ramp = partial(Polynomial, end=0.5)
     found: list[Method] = [Prune(ramp(last=0.5), every=2), Prune(ramp(last=0.5), every=2, pattern="channel")]
-    return [*found, *([Quantize(6, 8)] if quantize else []), Distill(teacher, weight=0.5)]
+    if quantize:
+        found.append(Quantize(6, 8))
+    return [*found, Distill(teacher, weight=0.5)]
 
 
 @final
@@ -49,7 +51,7 @@ class FromData(Method):
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         mean = next(iter(batches))[0].mean()
         for parameter in model.parameters():
-            parameter += 0.01 * mean
+            parameter.add_(0.01 * mean)
 
 
 class Mine(pl.LightningModule):

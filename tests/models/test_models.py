@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hydra.utils import get_object
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 import lightning_compress
-from lightning_compress.models.load import resolve
 
 FOLDER = Path(lightning_compress.__file__).parent / "conf" / "model"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -37,7 +37,7 @@ def settings(name: str) -> Mapping[str, object]:
 def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
     channels, size = IMAGES[name]
     config = {**settings(name), "num_classes": 7, "in_channels": channels, "image_size": size, **extra}
-    target = resolve(str(config.pop("_target_")))
+    target = get_object(str(config.pop("_target_")))
     model = target(**{key: value for key, value in config.items() if key in inspect.signature(target).parameters})
     assert isinstance(model, nn.Module)
     torch.manual_seed(0)
@@ -51,7 +51,7 @@ def test_every_file_is_in_the_table() -> None:
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -> None:
     config = dict(settings(path.stem))
-    signature = inspect.signature(resolve(str(config.pop("_target_"))))
+    signature = inspect.signature(get_object(str(config.pop("_target_"))))
     assert "num_classes" in signature.parameters
     assert not config.keys() & {"num_classes", "in_channels", "image_size"}
     assert config.keys() <= signature.parameters.keys()

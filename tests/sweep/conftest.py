@@ -20,7 +20,7 @@ DEFAULTS: dict[str, Any] = {
     "kind": "plain",
     "share": 0.5,
     "teacher": {"model": None, "weights": None},
-    "measure": {"reference": None},
+    "measure": {"reference": None, "latency": True},
     "wandb": {
         "mode": "disabled",
         "project": "p",
