@@ -15,25 +15,6 @@ from lightning_compress.cost.macs import macs
 
 @final
 @dataclass(frozen=True)
-class Cost:
-    """Cost of a whole deployed model.
-
-    `macs` and `bops` are per sample, `relative_bops` is the share of the same layers with 32-bit operands,
-    `packed_bytes` the length of the written file and `latency` milliseconds per batch on a named runtime, None
-    where it was not measured.
-    """
-
-    params: int
-    nonzeros: int
-    macs: int
-    bops: int
-    relative_bops: float
-    packed_bytes: int
-    latency: float | None = None
-
-
-@final
-@dataclass(frozen=True)
 class LayerCost:
     """Cost of one layer: its main tensor's shape, bits and share of exact zeros, its MACs, all its bytes."""
 

@@ -169,6 +169,7 @@ def _table(source: str, split: str, cache_dir: str | None) -> datasets.Dataset:
         options |= {"path": kind, "data_dir": str(folder)}
     elif not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(f"{source} is no folder (and no hub id, which looks like 'owner/name')")
+    datasets.disable_progress_bars()  # they would mix with the lines that a run prints
     try:
         builder = datasets.load_dataset_builder(**options)
     except (DatasetNotFoundError, ConnectionError) as error:

@@ -86,7 +86,7 @@ def _options(threads: int) -> onnxruntime.SessionOptions:
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Without it CPUs that have AVX2 but not VNNI add pairs of uint8 x int8 products in int16, which overflows at 8 bits.
+    # Without it CPUs with AVX2 but no VNNI add pairs of uint8 x int8 products in int16, which overflows at 8 bits.
     options.add_session_config_entry("session.x64quantprecision", "1")
     if threads == 1:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,6 +1,3 @@
-import dataclasses
-import json
-
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,7 +6,7 @@ from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.surgery import put_on_input
 from lightning_compress.cost.macs import macs
-from lightning_compress.cost.record import Cost, LayerCost, layer_table
+from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 
 
@@ -101,10 +98,3 @@ def test_refuses_bytes_of_a_tensor_that_is_not_stored() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"not stored: 1\.weight"):
         layer_table(net, raw(net), torch.zeros(1, 2), {"1.weight": 4})
-
-
-def test_records_are_json_and_frozen() -> None:
-    cost = Cost(params=10, nonzeros=5, macs=20, bops=20 * 64, relative_bops=0.0625, packed_bytes=99)
-    assert json.loads(json.dumps(dataclasses.asdict(cost)))["latency"] is None
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        cost.params = 3  # type: ignore[misc]
