@@ -14,7 +14,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import chain, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,7 @@ sgd = partial(torch.optim.SGD, lr=0.01, momentum=0.9)
 Make = Callable[[], nn.Module]
 
 
-def rows(make_teacher: Make) -> dict[str, Callable[[], list[Method]]]:
+def rows(make_teacher: Make, *, compiled: bool) -> dict[str, Callable[[], list[Method]]]:
     """The methods of each row; the teacher is a network of the student's own shape."""
 
     def prune() -> Method:
@@ -46,7 +46,7 @@ def rows(make_teacher: Make) -> dict[str, Callable[[], list[Method]]]:
         return Quantize(8, 8)
 
     def distill(cache: bool) -> Method:
-        return Distill(make_teacher(), cache=cache)
+        return Distill(make_teacher(), cache=cache, compile_teacher=compiled)
 
     return {
         "dense": list,
@@ -146,14 +146,14 @@ def main() -> None:
     data.setup("fit")
     node = build.architecture(composed["model"], data)
     make = build.builder(node, composed)
-    table_rows = rows(build.builder(node, {**composed, "seed": 1}))
+    table_rows = rows(build.builder(node, {**composed, "seed": 1}), compiled=options.compile)
     layout = device.channels_last(None, make())
     memory = torch.channels_last if layout else torch.contiguous_format
     task = build.task(composed, data)
 
     def endless() -> Iterator[Any]:
-        loader = list(data.train_dataloader())[: max(options.fit, 30)]
-        return chain.from_iterable(repeat(loader))
+        # A few batches over and over: after the first steps a cached teacher has seen all of them.
+        return chain.from_iterable(repeat(list(islice(data.train_dataloader(), 4))))
 
     def module(methods: list[Method]) -> CompressionModule:
         return CompressionModule(

@@ -8,8 +8,6 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from lightning_compress.core.compressor import NoEffectError
-
 EXAMPLES = {
     "train": """\
 One run: train under the methods that are switched on, export, check, measure, record.
@@ -76,9 +74,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> None:
-    from lightning_compress.run import config
+    from lightning_compress.run import config, ranks
     from lightning_compress.run.train import announce, train
 
+    console.quiet = not ranks.is_first()
     composed = config.compose(arguments.overrides, folders=arguments.search_in)
     if arguments.show:
         console.print_json(data=composed)
@@ -128,8 +127,9 @@ def _report(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.sweep import record, report
 
     found, folder = _study(arguments)
+    collected = record.collect(folder)
     Path(found.report).mkdir(parents=True, exist_ok=True)
-    report.write(record.collect(folder), folder, Path(found.report))
+    report.write(collected, folder, Path(found.report))
     console.print(f"report: {Path(found.report) / 'index.html'}", soft_wrap=True)
 
 
@@ -145,14 +145,14 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
     found = compare_files(arguments.files, arguments.batch_size, arguments.threads, arguments.rounds)
     first = next(iter(found.values()))
     table = Table(
-        title=f"{first.runtime} on {first.device}, batch {first.batch_size}, {first.threads} thread(s), "
-        f"{first.rounds} rounds side by side"
+        title=f"{first.device}, batch {first.batch_size}, {first.threads} thread(s), {first.rounds} rounds side by side"
     )
-    for column in ("file", "median ms", "p10", "p90", "ratio", "times faster"):
-        table.add_column(column, justify="left" if column == "file" else "right")
+    for column in ("file", "runtime", "median ms", "p10", "p90", "ratio", "times faster"):
+        words = column in ("file", "runtime")
+        table.add_column(column, justify="left" if words else "right", overflow="fold")
     for name, timing in found.items():
         numbers = (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.ratio, 1 / timing.ratio)
-        table.add_row(name, *(f"{number:.3f}" for number in numbers))
+        table.add_row(name, timing.runtime, *(f"{number:.3f}" for number in numbers))
     console.print(table)
 
 
@@ -179,10 +179,21 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
-    except (ValueError, OSError, NoEffectError) as error:
+    except Exception as error:
+        if not _is_expected(error):
+            raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_expected(error: Exception) -> bool:
+    """Whether an error says what the user must change; everything else is a fault of ours and shows its traceback."""
+    # Imported late: they take torch with them, which --help does not need.
+    from lightning_compress.core.compressor import NoEffectError
+    from lightning_compress.export.verify import ExportMismatchError
+
+    return isinstance(error, ValueError | OSError | NoEffectError | ExportMismatchError)
 
 
 if __name__ == "__main__":

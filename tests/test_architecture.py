@@ -1,6 +1,7 @@
 """The floors: a folder imports only lower floors, never a sibling folder, never from an `__init__`."""
 
 import ast
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -108,3 +109,10 @@ def test_inits_hold_no_code_but_the_public_one() -> None:
 
 def test_nothing_imports_torchvision() -> None:
     assert not [path for path in FILES for name in _imports(path) if name.split(".")[0] == "torchvision"]
+
+
+def test_the_wheel_carries_every_folder() -> None:
+    listed = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"])
+    folders = {path.parent for path in PACKAGE.rglob("__init__.py")}
+    ours = {".".join(folder.relative_to(ROOT).parts) for folder in folders}
+    assert ours | {f"lightning_compress.{name}" for name in ("conf", "shipped.experiments", "shipped.sweeps")} == listed

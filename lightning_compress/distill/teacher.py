@@ -1,6 +1,7 @@
 """The teacher: frozen, in eval mode, known by hash, never in a checkpoint; outputs kept where they stay the same."""
 
 import hashlib
+from collections.abc import Callable
 from typing import final
 
 import torch
@@ -25,6 +26,7 @@ class Teacher:
     """Runs a frozen `model` under `no_grad`, on the device of what it is given.
 
     With `cache`, each sample's output is computed once and kept: correct only while a sample looks the same each time.
+    With `compile` the model runs compiled.
 
     Raises:
         ValueError: `cache` is on and a batch was changed at random.
@@ -34,8 +36,9 @@ class Teacher:
     torch.Size([1, 3])
     """
 
-    def __init__(self, model: nn.Module, *, cache: bool = False) -> None:
-        self.model = model.eval().requires_grad_(False)
+    def __init__(self, model: nn.Module, *, cache: bool = False, compile: bool = False) -> None:
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self._call: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
         self.hash = fingerprint(model)
         self.cache = cache
         self._kept: Tensor | None = None
@@ -49,7 +52,7 @@ class Teacher:
             self.model.to(inputs.device)
             self._device, self._kept, self._known = inputs.device, None, None
         if not self.cache:
-            return self.model(inputs)  # type: ignore[no-any-return]
+            return self._call(inputs)
         if index is None or view is None or bool((view != 0).any()):
             raise ValueError(
                 "Distill: cache=True needs batches with a sample index and no random transform; "

@@ -63,7 +63,9 @@ class _FakeQuantize(torch.autograd.Function):
     def forward(ctx: FunctionCtx, x: Tensor, scale: Tensor, zero_point: Tensor, low: Tensor, high: Tensor) -> Tensor:
         raw = (x.float() / scale).round_().add_(zero_point)
         clipped = torch.clamp(raw, low, high)
-        ctx.save_for_backward(raw == clipped)
+        # Codes are whole numbers, so this is 1 where nothing was clipped and 0 elsewhere. As a comparison it would be a
+        # bool tensor, whose stores inductor does not vectorise on a CPU: 52 ms against 3 for relu and this together.
+        ctx.save_for_backward((1.0 - (raw - clipped).abs_().clamp_(max=1.0)).to(x.dtype))
         return clipped.sub_(zero_point).mul_(scale).to(x.dtype)
 
     @staticmethod

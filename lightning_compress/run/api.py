@@ -14,9 +14,9 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.task import Task, classification
 from lightning_compress.export import onnx, packed
 from lightning_compress.module import OptimizerFactory, SchedulerFactory
-from lightning_compress.run import config, device, measure
+from lightning_compress.run import config, device, measure, ranks, targets
 from lightning_compress.run.fit import Job, Phase, fit
-from lightning_compress.run.result import Result
+from lightning_compress.run.result import FILE, Result
 from lightning_compress.tracking.provenance import provenance
 
 
@@ -32,15 +32,18 @@ def compress(
     scheduler: SchedulerFactory | None = None,
     seed: int = 0,
     test: bool = False,
+    resume: bool = False,
     **trainer: Any,
 ) -> Result:
     """Train `model` under `methods` and write, check and measure the deployed files in `folder`.
 
     `data` is a LightningDataModule whose batches are `(inputs, targets, ...)`; those of this package know their number
-    of classes, others need a `task`. `trainer` takes arguments of `pl.Trainer`. The model itself is left as it is.
+    of classes, others need a `task`. `trainer` takes arguments of `pl.Trainer`. Model and methods are left as they are.
+    With `resume` a run that was stopped in `folder` goes on, and a finished one is returned.
 
     Raises:
-        ValueError: no task for data that does not know its classes, or what the methods object to.
+        ValueError: `folder` holds a run already, no task for data that does not know its classes, or what the methods
+            object to.
 
     Example:
         >>> from lightning_compress.data.digits import Digits
@@ -51,16 +54,19 @@ def compress(
         >>> result.cost["packed_bytes"] < 4 * result.cost["params"]
         True
     """
-    pl.seed_everything(seed, verbose=False)
-    started = time.time()
     home = Path(folder)
+    if resume and (home / FILE).exists():
+        return Result.load(home)
+    if not resume and ((home / FILE).exists() or any(home.glob("phase*"))):
+        raise ValueError(f"{home} holds an earlier run: choose another folder=, or resume=True to go on with it")
+    pl.seed_everything(seed, verbose=False)
     home.mkdir(parents=True, exist_ok=True)
     inputs = _inputs(data)
     job = Job(
         build=lambda: deepcopy(model),
         data=data,
         task=task or _task(data),
-        phases=[Phase(lambda: methods, epochs)],
+        phases=[Phase(lambda: deepcopy(list(methods)), epochs)],
         optimizer=optimizer,
         scheduler=scheduler,
         example=inputs[:2],
@@ -68,15 +74,25 @@ def compress(
         trainer={"precision": device.precision(None), **trainer},
         speed={"compile_model": device.compiled(None), "channels_last": device.channels_last(None, model)},
     )
+    return _finish(job, inputs, seed, splits=("val", "test") if test else ("val",))
+
+
+def _finish(job: Job, inputs: Tensor, seed: int, *, splits: Sequence[str]) -> Result:
+    started = time.time()
     compact, history = fit(job)
+    ranks.part()
+    if not ranks.is_first():
+        ranks.wait_for(job.folder / FILE)
+        return Result.load(job.folder)
     files, checks, cost, layers = measure.measure(
-        compact, job.build, inputs, home, architecture=None, timing=measure.Timing()
+        compact, job.build, inputs, job.folder, architecture=None, timing=measure.Timing()
     )
-    metrics = measure.evaluate(compact.model, data.val_dataloader(), job.task, "val")
-    if test:
-        metrics |= measure.evaluate(compact.model, data.test_dataloader(), job.task, "test")
+    metrics: dict[str, float] = {}
+    for split in splits:
+        loader = getattr(job.data, f"{split}_dataloader")()
+        metrics |= measure.evaluate(compact.model, loader, job.task, split)
     result = Result(
-        name=home.name,
+        name=job.folder.name,
         metrics=metrics,
         cost=cost,
         layers=layers,
@@ -87,7 +103,7 @@ def compress(
         checks=checks,
         history=history,
     )
-    result.save(home)
+    result.save(job.folder)
     return result
 
 
@@ -136,6 +152,8 @@ def _base(unpacked: packed.Packed, file: str | Path, allow: Sequence[str]) -> nn
     node = (unpacked.architecture or {}).get("model")
     if node is None:
         raise ValueError(f"{file} does not say which network it is of: call load(file, model=the base network)")
+    for _, inner in targets.nodes(node):
+        targets.resolve(inner["_target_"], targets.allowed(allow, targets.NETWORKS))
     base = config.build(node, allow)
     if not isinstance(base, nn.Module):
         raise ValueError(f"{file} names {node['_target_']!r}, which is not a network")

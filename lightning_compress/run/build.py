@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.method import Method
 from lightning_compress.core.task import Task, classification
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
-from lightning_compress.run.config import Config, ConfigError
+from lightning_compress.run.targets import Config, ConfigError, signature
 
 
 def data(config: Config) -> Any:
@@ -27,7 +28,7 @@ def facts(module: Any) -> dict[str, Any]:
 
 def architecture(node: Config, module: Any, allow: Sequence[str] = ()) -> Config:
     """The model's node with what the data decides filled in: enough to build it anywhere."""
-    known = conf.signature(node, allow)
+    known = signature(node, allow)
     return {**node, **{key: value for key, value in facts(module).items() if key in known and node.get(key) is None}}
 
 
@@ -43,6 +44,27 @@ def model(node: Config, *, seed: int, weights: str | None = None, allow: Sequenc
     return made
 
 
+@torch.no_grad()
+def check_fit(model: nn.Module, module: Any) -> None:
+    """See that the model takes the data's inputs and gives one row of logits for each.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    example = module.example
+    name, shape = type(model).__name__, list(example.shape[1:])
+    try:
+        outputs = model.eval()(example)
+    except (RuntimeError, IndexError, TypeError) as error:
+        raise ConfigError(
+            f"model {name} cannot take inputs of shape {shape}: {' '.join(str(error).split())}"
+        ) from error
+    expected = (len(example), module.num_classes)
+    got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    if got != expected:
+        raise ConfigError(f"model {name} must give logits of shape {expected} for {len(example)} inputs; got {got}")
+
+
 def task(config: Config, module: Any) -> Task:
     """Classification over the data's classes."""
     return classification(facts(module)["num_classes"], config["label_smoothing"])
@@ -50,16 +72,26 @@ def task(config: Config, module: Any) -> Task:
 
 def methods(config: Config, names: Sequence[str] | None, teacher: Callable[[], nn.Module]) -> list[Method]:
     """The methods called `names` (all that are on, if None), in the order of the configuration."""
-    on = {name: node for name, node in config["methods"].items() if node is not None}
-    missing = [name for name in names or () if name not in on]
-    if missing:
-        raise ConfigError(f"phases name a method {missing[0]!r} that is off; on are: {', '.join(on) or 'none'}")
     made = []
-    for name, node in on.items():
-        if names is None or name in names:
-            offered = {"teacher": teacher()} if "teacher" in conf.signature(node, config["allow"]) else {}
+    for name, node in config["methods"].items():
+        if node is not None and (names is None or name in names):
+            offered = {"teacher": teacher()} if "teacher" in signature(node, config["allow"]) else {}
             made.append(conf.build(node, config["allow"], **offered))
     return made
+
+
+def phases(config: Config) -> list[Config]:
+    """The phases of a run: those of the configuration, or one with every method that is on."""
+    return [{"methods": None, "epochs": config["epochs"], **phase} for phase in config["phases"] or [{}]]
+
+
+def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_in: Callable[[], nn.Module]) -> None:
+    """Attach the methods of every phase to a fresh model, so that what cannot work is known before anything is trained.
+
+    `stand_in` gives a network in the teacher's place. Raises what methods and `core/compressor.py` raise.
+    """
+    for phase in phases(config):
+        Compressor(methods(config, phase["methods"], stand_in)).attach(make(), module.example)
 
 
 def factories(config: Config) -> tuple[Any, Any]:

@@ -2,38 +2,41 @@
 
 import difflib
 import functools
-import importlib
-import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
-from hydra.errors import HydraException, InstantiationException
+from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lightning_compress.run import settings, targets
+from lightning_compress.run.targets import Config, ConfigError, nodes, signature, unknown
+
 PACKAGE = Path(__file__).parents[1]
 CONF = PACKAGE / "conf"
-SAFE = ("lightning_compress.", "torch.nn.", "torch.optim.")
-
-Config = dict[str, Any]
-
-
-class ConfigError(ValueError):
-    """A configuration that says something impossible."""
 
 
 def shipped_folders(folders: Sequence[Path] = ()) -> list[Path]:
-    """Where `experiments/` and `sweeps/` are looked for: the user's folders, here, the repository, the package."""
+    """Where `experiments/` and `sweeps/` are looked for: the user's folders, here, the repository, the package.
+
+    Raises:
+        ConfigError: one of the user's folders has neither.
+    """
     found = [*folders, Path.cwd(), PACKAGE.parent, PACKAGE / "shipped"]
-    return [folder.resolve() for folder in found if (folder / "experiments").is_dir() or (folder / "sweeps").is_dir()]
+    has = [(folder / "experiments").is_dir() or (folder / "sweeps").is_dir() for folder in found]
+    for folder, useful in zip(folders, has, strict=False):
+        if not useful:
+            raise ConfigError(f"{folder} has no folder experiments/ or sweeps/ to search in")
+    return [folder.resolve() for folder, useful in zip(found, has, strict=True) if useful]
 
 
-def compose(overrides: Sequence[str] = (), *, name: str = "train", folders: Sequence[Path] = ()) -> Config:
+def compose(overrides: Sequence[str] = (), *, folders: Sequence[Path] = ()) -> Config:
     """The resolved configuration as plain data.
 
     `overrides` are Hydra's; `experiment=folder/file` takes `experiments/folder/file.yaml` from the first of `folders`,
@@ -41,33 +44,74 @@ def compose(overrides: Sequence[str] = (), *, name: str = "train", folders: Sequ
     list can be set like any other key.
 
     Raises:
-        ConfigError: a misspelt key (the nearest one is named), a missing value, a `_target_` that is not allowed.
+        ConfigError: a misspelt key (the nearest one is named), a missing or wrong value, a `_target_` that is not
+            allowed.
 
     >>> compose(["epochs=3", "model.width=0.5"])["epochs"]
     3
     """
-    overrides = [_experiment(text) for text in overrides]
-    groups = [text for text in overrides if _is_group(text)]
+    places = shipped_folders(folders)
+    for text in overrides:
+        _check_form(text)
+    overrides = [_experiment(text, places) for text in overrides]
+    groups = tuple(text for text in overrides if _is_group(text))
     values = [text for text in overrides if not _is_group(text)]
-    search = [f"hydra.searchpath=[{','.join(f'file://{folder}' for folder in shipped_folders(folders))}]"]
-    first = _first_pass(name, (*groups, *search))
-    config = _hydra(name, [*groups, *(_reachable(text, first) for text in values), *search])
+    search = f"hydra.searchpath=[{','.join(_quoted(f'file://{folder}') for folder in places)}]"
+    known = _known((*groups, search))
+    # What decides the signatures comes first: a `_target_` given as a value has arguments of its own.
+    deciding = [_reachable(text, known) for text in values if _decides(text)]
+    known = _known((*groups, *deciding, search))
+    values = [text if _decides(text) else _reachable(text, known) for text in values]
+    config = _hydra([*groups, *values, search])
     try:
         resolved: Config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or 'a key'} needs a value: {str(error).splitlines()[0]}") from error
-    check(resolved)
+    settings.check(resolved, _defaults())
+    targets.check(resolved, resolved["allow"])
     return resolved
 
 
 @functools.cache
-def _first_pass(name: str, overrides: tuple[str, ...]) -> DictConfig:
-    """What the groups alone give: the keys there are. Cached, since a study composes the same groups many times."""
-    return _hydra(name, list(overrides))
+def _known(overrides: tuple[str, ...]) -> DictConfig:
+    """The keys there are, given the groups. Cached, since a study composes the same groups many times."""
+    return _hydra(list(overrides))
 
 
-def _experiment(text: str) -> str:
-    return f"+experiments={text.removeprefix('experiment=')}" if text.startswith("experiment=") else text
+@functools.cache
+def _defaults() -> Config:
+    return OmegaConf.to_container(_hydra([]), resolve=False)  # type: ignore[return-value]
+
+
+def _decides(text: str) -> bool:
+    key = text.partition("=")[0]
+    return key.startswith("+") or key == "allow" or key.endswith("._target_")
+
+
+def _quoted(text: str) -> str:
+    escaped = text.replace("'", "\\'")
+    return f"'{escaped}'"
+
+
+def _check_form(text: str) -> None:
+    key, equals, value = text.partition("=")
+    if not equals and not text.startswith("~"):
+        raise ConfigError(f"expected key=value, got {text!r}")
+    if _is_group(text) and equals and value in ("", "null"):
+        group = key.lstrip("+").partition("@")[0]
+        options = sorted(file.stem for file in (CONF / group).glob("*.yaml"))
+        raise ConfigError(f"{key} must be one of {', '.join(options) or 'the experiments there are'}; got {value!r}")
+
+
+def _experiment(text: str, places: Sequence[Path]) -> str:
+    key, _, name = text.partition("=")
+    if key != "experiment":
+        return text
+    roots = [place / "experiments" for place in places]
+    if not any((root / f"{name}.yaml").is_file() for root in roots):
+        known = [str(file.relative_to(root).with_suffix("")) for root in roots for file in sorted(root.rglob("*.yaml"))]
+        raise unknown(name, known, where=f"the experiments of {', '.join(map(str, places))}")
+    return f"+experiments={name}"
 
 
 def _is_group(text: str) -> bool:
@@ -75,10 +119,17 @@ def _is_group(text: str) -> bool:
     return key == "experiments" or (CONF / key).is_dir()
 
 
-def _hydra(name: str, overrides: list[str]) -> DictConfig:
+def _hydra(overrides: list[str]) -> DictConfig:
     try:
         with initialize_config_dir(str(CONF), version_base=None):
-            return hydra_compose(name, overrides=overrides)
+            return hydra_compose("train", overrides=overrides)
+    except OverrideParseException as error:
+        raise ConfigError(
+            f"cannot read the override {str(error.override).lstrip('+')!r}: {_readable(str(error))}; "
+            "put text with spaces or signs in quotes, as key=\"'text'\""
+        ) from error
+    except yaml.YAMLError as error:
+        raise ConfigError(f"a configuration file is not readable YAML: {' '.join(str(error).split())}") from error
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_readable(str(error))) from error
 
@@ -97,25 +148,24 @@ def _readable(message: str) -> str:
 
 def _reachable(text: str, config: DictConfig) -> str:
     """The override as Hydra needs it: with `++` where only a signature knows the key."""
-    key, equals, value = text.partition("=")
-    if not equals or key[:1] in "+~":
-        if not equals and key[:1] != "~":
-            raise ConfigError(f"expected key=value, got {text!r}")
+    key, _, value = text.partition("=")
+    if key[:1] in "+~":
         return text
     if _has(config, key):
         return text
     parent, _, leaf = key.rpartition(".")
     node = OmegaConf.select(config, parent) if parent else config
+    if parent == "trainer":
+        return f"++{key}={value}"
     if isinstance(node, DictConfig) and "_target_" in node:
-        known = _parameters(node["_target_"], _allowed(config))
+        known = signature({"_target_": node["_target_"]}, config.get("allow") or ())
         if leaf in known:
             return f"++{key}={value}"
-        raise ConfigError(_unknown(leaf, [*known], where=f"{node['_target_']} (at {parent})"))
-    if isinstance(node, DictConfig):
-        raise ConfigError(_unknown(key, _keys(config), where="the configuration"))
-    off = parent.rpartition(".")[2]
-    hint = f"; {parent!r} is off: choose it, for example {off}=..." if _has(config, parent) else ""
-    raise ConfigError(_unknown(key, _keys(config), where="the configuration") + hint)
+        raise unknown(leaf, [*known], where=f"{node['_target_']} (at {parent})")
+    error = unknown(key, _keys(config), where="the configuration")
+    if isinstance(node, DictConfig) or not _has(config, parent):
+        raise error
+    raise ConfigError(f"{error}; {parent!r} is off: choose it, for example {parent.rpartition('.')[2]}=...")
 
 
 def _has(config: DictConfig, key: str) -> bool:
@@ -134,117 +184,39 @@ def _keys(config: Any, prefix: str = "") -> list[str]:
     return found
 
 
-def _unknown(name: str, known: Sequence[str], *, where: str) -> str:
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"it has {', '.join(known[:12])}"
-    return f"no {name!r} in {where}: {hint}"
-
-
-def _allowed(config: Any) -> tuple[str, ...]:
-    return (*SAFE, *(f"{package}." for package in config.get("allow") or ()))
-
-
-def resolve(target: str, allowed: Sequence[str] = SAFE) -> Any:
-    """The object a `_target_` names, if its path and its home module start with an allowed prefix.
-
-    Raises:
-        ConfigError: it is not allowed, or there is no such object.
-
-    >>> resolve("torch.nn.ReLU").__name__
-    'ReLU'
-    """
-    if not isinstance(target, str) or not target.startswith(tuple(allowed)):
-        raise ConfigError(
-            f"_target_ {target!r} is not allowed: it must start with one of {', '.join(allowed)}; "
-            "name a package of your own in allow=[my_package]"
-        )
-    path, _, leaf = target.rpartition(".")
-    try:
-        found = getattr(importlib.import_module(path), leaf)
-    except (ImportError, AttributeError) as error:
-        try:
-            near = difflib.get_close_matches(leaf, dir(importlib.import_module(path)), n=1)
-        except ImportError:
-            near = []
-        raise ConfigError(f"_target_ {target!r}: {error}" + (f"; did you mean {near[0]!r}?" if near else "")) from error
-    home = f"{getattr(found, '__module__', '')}."
-    if not callable(found) or not home.startswith(tuple(allowed)):
-        raise ConfigError(f"_target_ {target!r} is not allowed: it leads to {home.rstrip('.') or type(found).__name__}")
-    return found
-
-
-def _parameters(target: str, allowed: Sequence[str]) -> dict[str, inspect.Parameter]:
-    try:
-        found: Any = resolve(target, allowed)
-        return dict(inspect.signature(found).parameters)
-    except (ImportError, AttributeError, TypeError, ValueError) as error:
-        raise ConfigError(f"_target_ {target!r}: {error}") from error
-
-
-def signature(node: Config, allow: Sequence[str] = ()) -> dict[str, inspect.Parameter]:
-    """Parameters of what a node's `_target_` names.
-
-    >>> "out_features" in signature({"_target_": "torch.nn.Linear"})
-    True
-    """
-    return _parameters(node["_target_"], _allowed({"allow": allow}))
-
-
-def nodes(config: Any, path: str = "") -> Iterator[tuple[str, Config]]:
-    """Every node of a configuration that has a `_target_`, with its path."""
-    if isinstance(config, dict):
-        if "_target_" in config:
-            yield path, config
-        for key, value in config.items():
-            yield from nodes(value, f"{path}.{key}" if path else str(key))
-    elif isinstance(config, list):
-        for index, value in enumerate(config):
-            yield from nodes(value, f"{path}[{index}]")
-
-
-def check(config: Config) -> None:
-    """Hold every `_target_` against the allow-list and its arguments against the signature, without calling anything.
-
-    Raises:
-        ConfigError: the first thing that does not fit.
-    """
-    allowed = _allowed(config)
-    for path, node in nodes(config):
-        resolve(node["_target_"], allowed)
-        known = _parameters(node["_target_"], allowed)
-        if any(parameter.kind is parameter.VAR_KEYWORD for parameter in known.values()):
-            continue
-        for key in node:
-            if key not in known and not (key.startswith("_") and key.endswith("_")):
-                raise ConfigError(_unknown(key, list(known), where=f"{node['_target_']} (at {path})"))
-
-
 def build(node: Config, allow: Sequence[str] = (), **offered: Any) -> Any:
     """The object that `node` describes; of `offered`, the arguments that its signature has and it does not set.
 
     Raises:
-        ConfigError: not allowed, or an argument is missing. Errors of the object itself pass through.
+        ConfigError: not allowed, or it cannot be made of these arguments. A `ValueError` or `OSError` of the object
+            itself passes through.
 
     >>> build({"_target_": "torch.nn.Linear", "in_features": 2}, out_features=3, unused=1)
     Linear(in_features=2, out_features=3, bias=True)
     """
-    allowed = _allowed({"allow": allow})
     for _, inner in nodes(node):
-        resolve(inner["_target_"], allowed)
-    known = _parameters(node["_target_"], allowed)
+        targets.resolve(inner["_target_"], targets.allowed(allow))
+    _refuse_interpolation(node)
+    known = signature(node, allow)
     extra = {key: value for key, value in offered.items() if key in known and node.get(key) is None}
-    stays_partial = bool(node.get("_partial_"))
     given = {key: value for key, value in node.items() if key not in extra}
     try:
         made = hydra_instantiate({**given, "_partial_": True}, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if isinstance(cause, ValueError):
+        return partial(made, **extra) if node.get("_partial_") else made(**extra)
+    except (ValueError, OSError):
+        raise
+    except Exception as error:
+        cause = error.__cause__ if isinstance(error, InstantiationException) and error.__cause__ else error
+        if isinstance(cause, ValueError | OSError):
             raise cause from None
-        raise ConfigError(_readable(str(error))) from error
-    if stays_partial:
-        return partial(made, **extra)
-    try:
-        return made(**extra)
-    except TypeError as error:
-        raise ConfigError(f"{node['_target_']}: {error}") from error
+        reason = " ".join(str(cause).split())
+        raise ConfigError(f"cannot make {node['_target_']}: {type(cause).__name__}: {reason}") from error
+
+
+def _refuse_interpolation(value: Any) -> None:
+    """Hydra would resolve it once more, and it can spell a node that nothing has looked at."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            _refuse_interpolation(inner)
+    elif isinstance(value, str) and "${" in value:
+        raise ConfigError(f"a value of a finished configuration must not hold ${{...}}; got {value!r}")

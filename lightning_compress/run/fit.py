@@ -1,6 +1,8 @@
 """Training: one phase after another, each resumable, ending in a finalized model."""
 
 import logging
+import signal
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,6 +12,7 @@ from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
@@ -17,6 +20,9 @@ from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Compact, Edit, Method
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
+from lightning_compress.run import ranks
+
+_TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
 
 
 @final
@@ -73,7 +79,8 @@ def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
         compact = Compact(compact.model, compact.stored, made)
         if number < len(job.phases) - 1:
             model = _bare(compact.model)
-            _save(handoff, {"state": model.state_dict(), "edits": made, "curve": curve})
+            if ranks.is_first():
+                _save(handoff, {"state": model.state_dict(), "edits": made, "curve": curve})
     assert compact is not None, "a job has at least one phase, and the last leaves no hand-off"
     return compact, curve
 
@@ -107,9 +114,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise ValueError(
-            f"cannot read checkpoint {path}: {str(error).splitlines()[0]}; delete it to start over"
-        ) from error
+        reason = next(iter(str(error).splitlines()), "it ends early")
+        raise ValueError(f"cannot read checkpoint {path}: {reason}; delete it to start over") from error
     return loaded
 
 
@@ -136,8 +142,19 @@ def _phase(
     if job.report is not None:
         report = job.report
         module.report = lambda row: report({**row, "epoch": row["epoch"] + first})
-    with _quiet():
-        trainer = pl.Trainer(
+    with _quiet(), _interruptible():
+        trainer = _trainer(job, phase, keep)
+        if checkpoint.exists():
+            load_checkpoint(checkpoint)
+        trainer.fit(
+            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+        )
+    return module.finalize(), module.epochs
+
+
+def _trainer(job: Job, phase: Phase, keep: ModelCheckpoint) -> pl.Trainer:
+    try:
+        return pl.Trainer(
             max_epochs=phase.epochs,
             callbacks=[keep],
             logger=False,
@@ -148,20 +165,30 @@ def _phase(
             default_root_dir=job.folder,
             **job.trainer,
         )
-        if checkpoint.exists():
-            load_checkpoint(checkpoint)
-        trainer.fit(
-            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
-        )
-    if trainer.interrupted:
-        raise KeyboardInterrupt
-    return module.finalize(), module.epochs
+    except (MisconfigurationException, TypeError) as error:
+        raise ValueError(f"the trainer refuses {job.trainer}: {error}") from error
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Lightning answers an interrupt with `SystemExit` and leaves later ones ignored; undo both."""
+    here = threading.current_thread() is threading.main_thread()
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if here:
+            signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Lightning's hints are about data loaders and loggers that this project does not use."""
-    loggers = [logging.getLogger(name) for name in ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero")]
+    loggers = [logging.getLogger(name) for name in _TALKATIVE]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)

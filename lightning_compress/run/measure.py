@@ -1,7 +1,7 @@
 """Numbers of a finalized model, all from the files that were written and the tensors in them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, final
@@ -19,6 +19,7 @@ from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.export import latency, onnx, packed, runtime, verify
 
 PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
+KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
 
 
 @final
@@ -74,8 +75,11 @@ def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]
         ExportMismatchError: they disagree by more than rounding explains.
     """
     onnx.export(compact, inputs[:2], path)
-    checks = verify.compare(compact.model, runtime.session(path), inputs)
-    verify.check(checks, verify.tolerance(compact.model))
+    checks: dict[str, float] = {}
+    for kernels in KERNELS:
+        found = verify.compare(compact.model, runtime.session(path, kernels=kernels), inputs)
+        verify.check(found, verify.tolerance(compact.model))
+        checks |= {f"{kernels}/{name}": value for name, value in found.items()}
     return checks
 
 
@@ -107,15 +111,29 @@ def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
 
 
 def side_by_side(files: Mapping[str, Path], inputs: Tensor, timing: Timing) -> dict[str, latency.Latency]:
-    """Latency of ONNX files in milliseconds per batch, all in one call; ratios are to the first."""
+    """Latency of ONNX files in milliseconds per batch, all in one call; ratios are to the first.
+
+    All but the first run with integer and with float kernels; the faster one counts, and `runtime` names it.
+    """
     batch = np.resize(inputs.numpy(), (timing.batch_size, *inputs.shape[1:]))
-    sessions = {name: runtime.session(path, timing.threads) for name, path in files.items()}
-    return latency.measure(
-        {name: partial(run, batch) for name, run in sessions.items()},
-        reference=next(iter(files)),
+    reference = next(iter(files))
+    calls = {
+        (name, kernels): partial(runtime.session(path, timing.threads, kernels=kernels), batch)
+        for name, path in files.items()
+        for kernels in (KERNELS if name != reference else KERNELS[:1])
+    }
+    found = latency.measure(
+        {" ".join(key): call for key, call in calls.items()},
+        reference=f"{reference} {KERNELS[0]}",
         bench=latency.Bench(runtime.name, runtime.device_name(), timing.threads, timing.batch_size),
         rounds=timing.rounds,
     )
+    fastest = {}
+    for name in files:
+        kernels = min((k for n, k in calls if n == name), key=lambda k: found[f"{name} {k}"].ratio)
+        named = runtime.name if kernels == KERNELS[0] else f"{runtime.name}, {kernels} kernels"
+        fastest[name] = replace(found[f"{name} {kernels}"], runtime=named)
+    return fastest
 
 
 def compare_files(files: Sequence[Path], batch_size: int, threads: int, rounds: int) -> dict[str, latency.Latency]:
@@ -165,4 +183,4 @@ def measure(
         dense = timing.reference or export_dense(make(), inputs[:2], folder / DENSE)
         cost |= _latency(folder / ONNX, dense, inputs, timing)
         files["onnx"] = ONNX
-    return files, checks, cost, [asdict(row) for row in rows]
+    return files, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in rows]

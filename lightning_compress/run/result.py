@@ -1,6 +1,7 @@
 """The record of one run: the truth that logs, tables and reports mirror."""
 
 import json
+import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, Self, final
 
 SCHEMA = 1
 FILE = "result.json"
+_AGAIN = "remove that file and train again, which measures anew from the last checkpoint"
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -63,9 +65,22 @@ class Result:
         return float(numbers[name])
 
     def save(self, folder: Path) -> Path:
-        """Write `folder/result.json`."""
+        """Write `folder/result.json`.
+
+        Raises:
+            ValueError: a number is NaN or infinite.
+        """
         path = folder / FILE
-        write_json(path, asdict(self))
+        try:
+            write_json(path, asdict(self))
+        except ValueError as error:
+            numbers = {**self.metrics, **{f"cost/{key}": value for key, value in self.cost.items()}}
+            bad = [
+                f"{key}={value}"
+                for key, value in numbers.items()
+                if isinstance(value, float) and not math.isfinite(value)
+            ]
+            raise ValueError(f"the result of {self.name!r} is not finite ({', '.join(bad) or error})") from error
         return path
 
     @classmethod
@@ -78,8 +93,14 @@ class Result:
         path = folder / FILE
         try:
             data = json.loads(path.read_text())
+        except FileNotFoundError:
+            raise ValueError(f"{folder} holds no finished run: there is no {FILE} in it") from None
         except (OSError, ValueError) as error:
-            raise ValueError(f"cannot read {path}: {error}") from error
-        if not isinstance(data, dict) or data.get("schema") != SCHEMA:
-            raise ValueError(f"{path} has schema {data.get('schema')!r}; this version reads {SCHEMA}")
-        return cls(**data)
+            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
+        schema = data.get("schema") if isinstance(data, dict) else None
+        if schema != SCHEMA:
+            raise ValueError(f"{path} has schema {schema!r}, this version reads {SCHEMA}: {_AGAIN}")
+        try:
+            return cls(**data)
+        except TypeError as error:
+            raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error

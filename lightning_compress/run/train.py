@@ -5,20 +5,22 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
-from lightning_compress.run import build, device, measure
-from lightning_compress.run.config import Config, ConfigError
+from lightning_compress.run import build, device, measure, ranks
 from lightning_compress.run.fit import Job, Phase, fit
 from lightning_compress.run.result import FILE, Result, write_json
+from lightning_compress.run.targets import Config, ConfigError
 from lightning_compress.tracking import wandb
 from lightning_compress.tracking.provenance import provenance
 
@@ -28,14 +30,19 @@ CONFIG = "config.json"
 def train(config: Config, folder: Path) -> Result:
     """Train, finalize, export, check, measure and record one run in `folder`.
 
-    A finished folder is returned as it is, an unfinished one is resumed from its last checkpoint. Under several
-    processes only the first one measures; the others leave with `SystemExit(0)`.
+    A finished folder is returned as it is, an unfinished one is resumed from its last checkpoint. Of several processes
+    only the first one measures, writes and logs; the others wait and return what it has saved.
 
     Raises:
         ConfigError: `folder` holds a run of another configuration.
         ValueError: anything else that is wrong with the configuration or the data.
     """
     if _same(config, folder) and (folder / FILE).exists():
+        return Result.load(folder)
+    if not ranks.is_first():
+        with _threads(config["speed"]["threads"]):
+            _fit(config, folder, None)
+        ranks.wait_for(folder / FILE)
         return Result.load(folder)
     _claim(config, folder)
     started = time.time()
@@ -48,20 +55,44 @@ def train(config: Config, folder: Path) -> Result:
     return result
 
 
-def _run(config: Config, folder: Path, log: wandb.Run) -> Result:
+@final
+@dataclass(frozen=True)
+class _Fitted:
+    """What training leaves to be measured."""
+
+    data: Any
+    node: Config
+    make: Callable[[], nn.Module]
+    task: Task
+    compact: Compact
+    history: list[dict[str, float]]
+
+
+def _fit(config: Config, folder: Path, log: wandb.Run | None) -> _Fitted:
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data(config)
     node = build.architecture(config["model"], data, config["allow"])
     make = build.builder(node, config)
     task = build.task(config, data)
+    build.check_fit(make(), data)
+    build.rehearse(config, make, data, partial(_stand_in, config))
     compact, history = fit(_job(config, folder, data, task, make, log))
+    ranks.part()
+    return _Fitted(data, node, make, task, compact, history)
+
+
+def _run(config: Config, folder: Path, log: wandb.Run) -> Result:
+    fitted = _fit(config, folder, log)
+    data, make, history = fitted.data, fitted.make, fitted.history
     options = config["measure"]
     reference = Path(options["reference"]) if options["reference"] else None
     timing = measure.Timing(reference, options["batch_size"], options["threads"], options["rounds"], options["latency"])
-    files, checks, cost, layers = measure.measure(compact, make, sample(data), folder, architecture=node, timing=timing)
-    metrics = measure.evaluate(compact.model, data.val_dataloader(), task, "val")
+    files, checks, cost, layers = measure.measure(
+        fitted.compact, make, sample(data), folder, architecture=fitted.node, timing=timing
+    )
+    metrics = measure.evaluate(fitted.compact.model, data.val_dataloader(), fitted.task, "val")
     if config["evaluate_test"]:
-        metrics |= measure.evaluate(compact.model, data.test_dataloader(), task, "test")
+        metrics |= measure.evaluate(fitted.compact.model, data.test_dataloader(), fitted.task, "test")
     last = {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("train/")}
     dense_macs = sum(macs(make(), data.example).values())
     return Result(
@@ -86,14 +117,13 @@ def _job(
     data: Any,
     task: Task,
     make: Callable[[], nn.Module],
-    log: wandb.Run,
+    log: wandb.Run | None,
 ) -> Job:
     optimizer, scheduler = build.factories(config)
-    planned = config["phases"] or [{"epochs": config["epochs"]}]
     teacher = partial(load_teacher, config, data, folder)
     phases = [
-        Phase(partial(build.methods, config, phase.get("methods"), teacher), phase.get("epochs", config["epochs"]))
-        for phase in planned
+        Phase(partial(build.methods, config, phase["methods"], teacher), phase["epochs"])
+        for phase in build.phases(config)
     ]
     speed = config["speed"]
     return Job(
@@ -112,7 +142,7 @@ def _job(
         },
         checkpoint_every=config["checkpoint_every"],
         validate_every=config["validate_every"],
-        report=log.log,
+        report=None if log is None else log.log,
     )
 
 
@@ -129,14 +159,19 @@ def load_teacher(config: Config, data: Any, folder: Path) -> nn.Module:
         ConfigError: distillation is on and no teacher is named.
     """
     wanted = config["teacher"]
-    if wanted["model"] is None:
+    _stand_in(config)
+    node = build.architecture(wanted["model"], data, config["allow"])
+    weights = wanted["weights"] or str(_trained_teacher(config, folder) / measure.WEIGHTS)
+    return build.model(node, seed=config["seed"], weights=weights, allow=config["allow"])
+
+
+def _stand_in(config: Config) -> nn.Module:
+    if config["teacher"]["model"] is None:
         raise ConfigError(
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
         )
-    node = build.architecture(wanted["model"], data, config["allow"])
-    weights = wanted["weights"] or str(_trained_teacher(config, folder) / measure.WEIGHTS)
-    return build.model(node, seed=config["seed"], weights=weights, allow=config["allow"])
+    return nn.Identity()
 
 
 def _trained_teacher(config: Config, folder: Path) -> Path:
@@ -150,14 +185,23 @@ def _trained_teacher(config: Config, folder: Path) -> Path:
         "epochs": config["teacher"]["epochs"],
         "seed": 0,
         "evaluate_test": False,
-        "wandb": {**config["wandb"], "job_type": "teacher", "name": "teacher", "id": None},
+        "measure": {**config["measure"], "latency": False},
+        "wandb": {
+            **config["wandb"],
+            "job_type": "teacher",
+            "name": "teacher",
+            "id": None,
+            "folder": config["wandb"]["folder"] or str(folder),
+        },
         "teacher": {**config["teacher"], "folder": None},
     }
     deciding = {key: own[key] for key in ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
     home = Path(config["teacher"]["folder"]) if config["teacher"]["folder"] else folder
-    train(own, home / f"teacher-{digest}")
-    return home / f"teacher-{digest}"
+    place = home / f"teacher-{digest}"
+    if not (place / FILE).exists():
+        train(own, place)
+    return place
 
 
 def _same(config: Config, folder: Path) -> bool:
@@ -169,15 +213,16 @@ def _same(config: Config, folder: Path) -> bool:
         before = json.loads(path.read_text())
     except ValueError as error:
         raise ConfigError(f"{path} is damaged ({error}); move the folder away to start over") from error
-    strip = {"wandb", "measure"}
+    # Numbers of a finished run are not taken again; before that it does not matter how they will be.
+    free = {"wandb"} if (folder / FILE).exists() else {"wandb", "measure"}
     now = json.loads(json.dumps(config))
-    differing = [key for key in now if key not in strip and before.get(key) != now[key]]
-    if differing:
+    differing = [key for key in now if key not in free and before.get(key) != now[key]]
+    if differing and ((folder / FILE).exists() or any(folder.glob("phase*"))):
         raise ConfigError(
             f"{folder} holds a run of another configuration (it differs in {', '.join(differing)}); "
             "choose another folder, or remove it"
         )
-    return True
+    return not differing
 
 
 def _claim(config: Config, folder: Path) -> None:

@@ -82,7 +82,12 @@ def check(spec: StudySpec, tools: Tools) -> space.Space:
         ValueError: names what is wrong and what to write.
     """
     searched = space.parse(spec.space)
-    seed = tools.compose(spec.base)["seed"]
+    base = tools.compose(spec.base)
+    seed = base["seed"]
+    if not base["measure"].get("latency", True):
+        raise ValueError("base: a study's report compares latencies: take measure.latency=false away")
+    if base.get("trainer", {}).get("devices", 1) != 1:
+        raise ValueError("base: a study trains one run after the other in one process: set trainer.devices=1")
     if seed in spec.confirm_seeds:
         raise ValueError(f"confirm_seeds must be fresh, but {seed} is the seed of the trials themselves")
     dense = {"teacher": spec.teacher or [], **spec.baselines}

@@ -122,6 +122,15 @@ def collect(folder: Path) -> StudyRecord:
     )
 
 
+def pareto(folder: str | Path) -> list[Result]:
+    """Results of the front of the study in `folder`, the best quality first.
+
+    Raises:
+        ValueError: the folder holds no study, or no trial of it has finished.
+    """
+    return [point.result for point in collect(Path(folder)).front]
+
+
 def results(folder: Path) -> list[Path]:
     """The result files of a study's runs."""
     return sorted((folder / "runs").glob("*/result.json"))

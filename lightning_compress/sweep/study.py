@@ -60,18 +60,28 @@ class Trial:
 
 @final
 class Study:
-    """A study kept in the folder's journal, made on first use; `objectives` maps names to max or min."""
+    """A study kept in the folder's journal, made on first use; `objectives` maps names to max or min.
+
+    Raises:
+        ValueError: the journal is damaged.
+    """
 
     def __init__(self, folder: Path, *, name: str, objectives: Mapping[str, str], sampler: str, seed: int) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._make_sampler, self._seed = _sampler(sampler), seed
         self._objectives = dict(objectives)
-        self._study = optuna.create_study(
-            storage=JournalStorage(JournalFileBackend(str(folder / JOURNAL))),
-            study_name=name,
-            directions=["maximize" if direction == "max" else "minimize" for direction in objectives.values()],
-            load_if_exists=True,
-        )
+        journal = folder / JOURNAL
+        try:
+            self._study = optuna.create_study(
+                storage=JournalStorage(JournalFileBackend(str(journal))),
+                study_name=name,
+                directions=["maximize" if direction == "max" else "minimize" for direction in objectives.values()],
+                load_if_exists=True,
+            )
+        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
+            raise ValueError(
+                f"{journal} is damaged ({error}): put back a copy, or write --fresh to begin the study anew"
+            ) from error
 
     def enqueue(self, recipes: Sequence[Mapping[str, Any]]) -> None:
         """Start with these parameter sets, what they leave out is drawn; a recipe already there is not added again."""

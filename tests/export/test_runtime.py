@@ -40,13 +40,15 @@ def test_file_and_bytes_compute_the_model(tmp_path: Path, threads: int) -> None:
 
 
 def test_session_options() -> None:
-    one, two = runtime._options(1), runtime._options(2)
+    one, two = runtime._options(1, "integer"), runtime._options(2, "float")
     assert (one.intra_op_num_threads, two.intra_op_num_threads) == (1, 2)
     assert one.inter_op_num_threads == two.inter_op_num_threads == 1
     assert one.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     assert one.graph_optimization_level == onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     assert one.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert one.get_session_config_entry("session.inter_op.allow_spinning") == "0"
+    assert one.get_session_config_entry("session.x64quantprecision") == "1"
+    assert two.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
 def test_names() -> None:

@@ -1,0 +1,258 @@
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lightning_compress.cost.macs import macs
+from lightning_compress.data.digits import Digits
+from lightning_compress.export import packed
+from lightning_compress.models.small_conv import SmallConv
+from lightning_compress.run import api, fit, measure
+from lightning_compress.run import train as module
+from lightning_compress.run.result import Result
+from lightning_compress.run.targets import ConfigError
+from lightning_compress.run.train import announce, load_teacher, train
+from lightning_compress.tracking import wandb
+
+
+class KilledError(RuntimeError):
+    """What stands for the process being killed."""
+
+
+def _kill_at(monkeypatch: pytest.MonkeyPatch, epoch: int) -> None:
+    def log(self: wandb.Run, row: dict[str, float]) -> None:
+        if row["epoch"] == epoch:
+            raise KilledError
+
+    monkeypatch.setattr(wandb.Run, "log", log)
+
+
+def _same_files(one: Path, other: Path) -> bool:
+    a, b = (torch.load(folder / "weights.pt", weights_only=True) for folder in (one, other))
+    packed_same = (one / "model.lcz").read_bytes() == (other / "model.lcz").read_bytes()
+    return packed_same and a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_run_records_everything(joint: tuple[Path, Result], joint_overrides: Sequence[str], configure: Any) -> None:
+    folder, result = joint
+    assert result.status == "done"
+    assert result == Result.load(folder)
+    assert result.config == configure(*joint_overrides)
+    assert {"train/loss", "train/distill", "val/loss", "val/accuracy", "test/accuracy"} <= set(result.metrics)
+    assert [row["epoch"] for row in result.history] == [0, 1]
+    assert result.history[-1]["train/loss"] == result.metrics["train/loss"]
+    assert {path.name for path in folder.iterdir() if path.is_file()} == {
+        "config.json",
+        "model.lcz",
+        "phase0.ckpt",
+        "result.json",
+        "weights.pt",
+    }
+    assert set(result.files.values()) <= {path.name for path in folder.iterdir()}
+    assert {"python", "torch"} <= set(result.provenance["versions"]) | set(result.provenance)
+    dense = sum(macs(SmallConv(width=0.25), Digits().example).values())
+    assert result.train_flops == 6.0 * dense * 1079 * 2
+    assert 0.5 < result.cost["sparsity"] < 0.9
+    assert result.wall_seconds > 0
+
+
+def test_the_validation_numbers_are_those_of_the_packed_file(joint: tuple[Path, Result]) -> None:
+    folder, result = joint
+    model = api.load(folder / "model.lcz")
+    inputs, targets, *_ = next(iter(Digits().val_dataloader()))
+    with torch.no_grad():
+        right = (model(inputs).argmax(1) == targets).float().mean().item()
+    assert right == pytest.approx(result.metrics["val/accuracy"])
+
+
+def test_a_finished_run_is_returned_as_it_is(joint: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, result = joint
+    monkeypatch.setattr(module, "fit", lambda job: pytest.fail("it was trained again"))
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    elsewhere = {**result.config["wandb"], "group": "another", "mode": "offline"}
+    assert train({**result.config, "wandb": elsewhere}, folder) == result
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_another_configuration_is_refused(joint: tuple[Path, Result]) -> None:
+    folder, result = joint
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    with pytest.raises(ConfigError, match=r"another configuration \(it differs in seed, epochs\)"):
+        train({**result.config, "seed": 9, "epochs": 9}, folder)
+    timed = {**result.config["measure"], "latency": True}
+    with pytest.raises(ConfigError, match=r"it differs in measure"):
+        train({**result.config, "measure": timed}, folder)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_a_folder_where_nothing_was_trained_yet_is_free(configure: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="matched no layer"):
+        train(configure("prune=gradual", "methods.prune.select=nothing"), tmp_path)
+    assert train(configure("epochs=1"), tmp_path).status == "done"
+
+
+def test_an_interrupted_run_is_resumed_bit_for_bit(
+    joint: tuple[Path, Result], joint_overrides: Sequence[str], configure: Any, tmp_path: Path
+) -> None:
+    whole_folder, whole = joint
+    config = configure(*joint_overrides)
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_at(patch, 1)
+        with pytest.raises(KilledError):
+            train(config, tmp_path / "run")
+    assert not (tmp_path / "run/result.json").exists()
+    resumed = train(config, tmp_path / "run")
+    assert _same_files(whole_folder, tmp_path / "run")
+    for field in ("metrics", "cost", "layers", "history", "checks", "train_flops", "files", "config"):
+        assert getattr(resumed, field) == getattr(whole, field), field
+
+
+def test_a_run_stopped_before_its_result_is_measured_again(joint: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, whole = joint
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    for name in ("result.json", "model.lcz", "weights.pt"):
+        (copy / name).unlink()
+    again = train(whole.config, copy)
+    assert again.metrics == whole.metrics
+    assert again.history == whole.history
+    assert _same_files(folder, copy)
+
+
+def test_phases_with_a_hand_over(configure: Any, tmp_path: Path) -> None:
+    phases = "phases=[{methods:[],epochs:1},{methods:[prune,quantize],epochs:2}]"
+    overrides = ("prune=gradual", "methods.prune.pattern=channel", "methods.prune.every=2", "quantize=affine", phases)
+    config = configure(*overrides)
+    whole = train(config, tmp_path / "whole")
+    with pytest.MonkeyPatch.context() as patch:
+        _kill_at(patch, 1)
+        with pytest.raises(KilledError):
+            train(config, tmp_path / "cut")
+    assert (tmp_path / "cut/phase0.pt").exists()
+    resumed = train(config, tmp_path / "cut")
+    assert _same_files(tmp_path / "whole", tmp_path / "cut")
+    assert resumed.metrics == whole.metrics
+    assert [row["epoch"] for row in resumed.history] == [0, 1, 2]
+    assert whole.cost["params"] < sum(p.numel() for p in SmallConv(width=0.25).parameters())
+    inputs = Digits().example
+    assert torch.isfinite(api.load(tmp_path / "whole/model.lcz")(inputs)).all()
+
+
+def test_a_run_that_fails_leaves_no_result(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(measure, "measure", broken)
+    with pytest.raises(OSError, match="No space"):
+        train(configure("epochs=1"), tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "phase0.ckpt"]
+
+
+def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure: Any, tmp_path: Path) -> None:
+    results = [train(configure("epochs=1", f"seed={seed}"), tmp_path / f"{i}") for i, seed in enumerate((3, 3, 4))]
+    assert results[0].metrics == results[1].metrics != results[2].metrics
+    assert _same_files(tmp_path / "0", tmp_path / "1")
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """Folders that were trained in."""
+    seen: list[Path] = []
+    real: Callable[[fit.Job], Any] = fit.fit
+
+    def counted(job: fit.Job) -> Any:
+        seen.append(job.folder)
+        return real(job)
+
+    monkeypatch.setattr(module, "fit", counted)
+    return seen
+
+
+def test_a_teacher_is_trained_once_and_known_by_what_decides_it(
+    configure: Any, tmp_path: Path, fits: list[Path]
+) -> None:
+    def config(*overrides: str) -> dict[str, Any]:
+        base = ("epochs=1", "distill=kl", "model@teacher.model=small_conv", f"teacher.folder={tmp_path / 'teachers'}")
+        return configure(*base, *overrides)  # type: ignore[no-any-return]
+
+    train(config(), tmp_path / "a")
+    (teacher,) = (tmp_path / "teachers").iterdir()
+    assert fits == [tmp_path / "a", teacher]
+    assert Result.load(teacher).config["methods"] == {}
+    assert "test/accuracy" not in Result.load(teacher).metrics
+    train(config("seed=1", "methods.distill.weight=0.5", "trainer.accelerator=cpu"), tmp_path / "b")
+    assert fits[2:] == [tmp_path / "b"], "the teacher was known"
+    train(config("teacher.model.width=0.5"), tmp_path / "c")
+    assert len(list((tmp_path / "teachers").iterdir())) == 2
+    named = config(f"teacher.weights={teacher / 'weights.pt'}")
+    kept = torch.load(teacher / "weights.pt", weights_only=True)
+    loaded = load_teacher(named, Digits(), tmp_path / "d").state_dict()
+    assert torch.equal(loaded["conv1.weight"], kept["conv1.weight"])
+
+
+def test_without_a_teacher_nothing_is_trained(configure: Any, tmp_path: Path, fits: list[Path]) -> None:
+    phases = "phases=[{methods:[]},{methods:[distill]}]"
+    with pytest.raises(ConfigError, match="distillation needs a teacher: choose its network"):
+        train(configure("distill=kl", phases), tmp_path)
+    assert fits == []
+
+
+def test_the_test_split_is_read_only_when_asked(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[int] = []
+    real = Digits.read_test
+
+    def counted(self: Digits) -> Any:
+        reads.append(1)
+        return real(self)
+
+    monkeypatch.setattr(Digits, "read_test", counted)
+    result = train(configure("epochs=1"), tmp_path / "closed")
+    assert reads == []
+    assert not [name for name in result.metrics if name.startswith("test/")]
+    result = train(configure("epochs=1", "evaluate_test=true"), tmp_path / "open")
+    assert reads == [1]
+    assert "test/accuracy" in result.metrics
+
+
+def test_latency_beside_a_reference(configure: Any, tmp_path: Path) -> None:
+    timed = ("epochs=1", "measure.latency=true", "measure.rounds=3", "measure.batch_size=2")
+    first = train(configure(*timed), tmp_path / "a")
+    assert (tmp_path / "a/dense.onnx").exists()
+    second = train(configure(*timed, f"measure.reference={tmp_path / 'a/model.onnx'}"), tmp_path / "b")
+    assert not (tmp_path / "b/dense.onnx").exists()
+    assert {"latency_ms", "latency_ratio", "dense_latency_ms", "device", "runtime"} <= set(second.cost)
+    assert first.cost["threads"] == 1
+
+
+def test_threads_are_set_for_the_run_alone(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = torch.get_num_threads()
+    asked: list[int] = []
+    monkeypatch.setattr(torch, "set_num_threads", asked.append)
+    train(configure("epochs=1", "speed.threads=3"), tmp_path)
+    assert asked == [3, before]
+
+
+def test_what_is_said_about_logging(configure: Any, tmp_path: Path) -> None:
+    assert announce(configure(), tmp_path) == "W&B is off."
+    assert f"`wandb sync {tmp_path / 'wandb'}`" in announce(configure("wandb.mode=offline"), tmp_path)
+    assert "`wandb sync elsewhere/wandb`" in announce(
+        configure("wandb.mode=offline", "wandb.folder=elsewhere"), tmp_path
+    )
+
+
+def test_the_configuration_is_kept_beside_the_run(joint: tuple[Path, Result]) -> None:
+    folder, result = joint
+    assert json.loads((folder / "config.json").read_text()) == result.config
+
+
+def test_the_packed_file_names_its_network(joint: tuple[Path, Result]) -> None:
+    architecture = packed.read(joint[0] / "model.lcz").architecture
+    assert architecture is not None
+    assert architecture["input_shape"] == [1, 8, 8]
+    assert architecture["model"]["_target_"] == "lightning_compress.models.small_conv.SmallConv"
+    assert architecture["model"]["num_classes"] == 10

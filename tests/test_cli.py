@@ -1,0 +1,131 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import lightning_compress
+from lightning_compress.cli import EXAMPLES, main
+
+TINY = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=disabled"]
+
+
+@pytest.mark.parametrize("command", ["train", "sweep", "export", "measure", "report"])
+def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([command, "--help"])
+    assert stop.value.code == 0
+    assert f"\n  lightning-compress {command} " in capsys.readouterr().out
+
+
+def test_every_command_has_an_example(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    for command, example in EXAMPLES.items():
+        assert command in text
+        assert example.splitlines()[0].split()[0] in text
+
+
+def test_the_examples_of_train_compose(capsys: pytest.CaptureFixture[str]) -> None:
+    lines = [line.split() for line in EXAMPLES["train"].splitlines() if line.startswith("  lightning-compress train")]
+    assert len(lines) == 3
+    for _, command, *arguments in lines:
+        if not any("my_package" in argument for argument in arguments):
+            assert main([command, *arguments, "--show"]) == 0
+    assert '"epochs"' in capsys.readouterr().out
+
+
+def test_train_shows_its_numbers_and_returns_a_finished_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["train", *TINY, "name=first"]) == 0
+    out = capsys.readouterr().out
+    assert "W&B is off." in out
+    assert "val/accuracy" in out
+    assert "packed_bytes" in out
+    stamp = (tmp_path / "runs/first/result.json").stat().st_mtime_ns
+    assert main(["train", "--out", "runs/first", *TINY, "name=first"]) == 0, "options may stand before the overrides"
+    assert (tmp_path / "runs/first/result.json").stat().st_mtime_ns == stamp
+    assert capsys.readouterr().out.count("val/accuracy") == 1
+    assert main(["export", "runs/first/model.lcz", "--to", "m.onnx"]) == 0
+    (tmp_path / "n.onnx").write_bytes((tmp_path / "m.onnx").read_bytes())
+    capsys.readouterr()
+    assert main(["measure", "m.onnx", "n.onnx", "--rounds", "3", "--batch-size", "2"]) == 0
+    table = " ".join(capsys.readouterr().out.split())
+    assert "onnxruntime" in table
+    assert "n.onnx" in table
+    assert "batch 2, 1 thread(s), 3 rounds" in table
+
+
+def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("lightning_compress.run.train.train", interrupted)
+    assert main(["train", *TINY]) == 130
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("lightning_compress.run.train.train", broken)
+    with pytest.raises(ZeroDivisionError):
+        main(["train", *TINY])
+
+
+def test_dry_run_of_the_shipped_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["sweep", "digits", "--dry-run", "--out", str(tmp_path / "study")]) == 0
+    assert "24" in capsys.readouterr().out
+    assert not (tmp_path / "study").exists()
+
+
+def test_public_names() -> None:
+    assert sorted(lightning_compress.__all__) == lightning_compress.__all__
+    for name in lightning_compress.__all__:
+        found = getattr(lightning_compress, name)
+        assert found.__name__ == name
+        assert name in dir(lightning_compress)
+    from lightning_compress import Prune
+    from lightning_compress.prune.method import Prune as TheSame
+
+    assert Prune is TheSame
+    with pytest.raises(AttributeError, match="it has Compress, CompressionModule"):
+        lightning_compress.Prun  # noqa: B018
+
+
+def test_importing_the_package_or_its_command_line_takes_no_torch() -> None:
+    code = (
+        "import sys, lightning_compress, lightning_compress.cli; print(sorted({'torch', 'hydra'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.slow
+def test_a_study_and_its_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    study = {
+        "base": ["model.width=0.25", "epochs=1", "measure.rounds=3", "wandb.mode=disabled", "prune=gradual"],
+        "objectives": {"val/accuracy": "max", "cost/packed_bytes": "min"},
+        "space": {"optimizer.lr": {"low": 0.001, "high": 0.1, "log": True}},
+        "trials": 2,
+    }
+    (tmp_path / "tiny.yaml").write_text(json.dumps(study))
+    for _ in range(2):
+        assert main(["sweep", "tiny.yaml"]) == 0
+        assert "report: reports/tiny/index.html" in capsys.readouterr().out
+        assert (tmp_path / "reports/tiny/front.csv").exists()
+    front = lightning_compress.pareto("runs/sweeps/tiny")
+    accuracies = [result.get("val/accuracy") for result in front]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert 1 <= len(front) <= 2
+    assert main(["report", "tiny.yaml"]) == 0
+    with pytest.raises(ValueError, match="holds no study"):
+        lightning_compress.pareto(tmp_path)
