@@ -67,6 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     made["sweep"].add_argument("--fresh", action="store_true", help="start anew; the old study is kept aside")
     made["export"].add_argument("packed", type=Path)
     made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
+    made["export"].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
+                                help="a package of yours that the network comes from")  # fmt: skip
     made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files")
     for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
         made["measure"].add_argument(option, type=int, default=default)
@@ -136,7 +138,7 @@ def _report(arguments: argparse.Namespace, console: Console) -> None:
 def _export(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.run.api import export
 
-    console.print(f"written: {export(arguments.packed, arguments.to)}", soft_wrap=True)
+    console.print(f"written: {export(arguments.packed, arguments.to, arguments.allow)}", soft_wrap=True)
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:

@@ -83,8 +83,10 @@ def huggingface_model(
 
     Raises:
         ImportError: when transformers is not installed.
-        ValueError: when the model is unknown, or weights are asked of a bare configuration.
+        ValueError: when the model is unknown, weights are asked of a bare configuration, or code from the hub is.
     """
+    if "trust_remote_code" in kwargs or (isinstance(name_or_config, Mapping) and "trust_remote_code" in name_or_config):
+        raise ValueError("model=huggingface runs no code from the hub: leave trust_remote_code away")
     try:
         from transformers import AutoConfig, AutoModelForImageClassification
     except ModuleNotFoundError as error:

@@ -136,14 +136,16 @@ def load(file: str | Path, model: nn.Module | None = None, allow: Sequence[str] 
     return packed.rebuild(unpacked, deepcopy(model) if model is not None else _base(unpacked, file, allow))
 
 
-def export(file: Path, to: Path) -> Path:
+def export(file: Path, to: Path, allow: Sequence[str] = ()) -> Path:
     """Write the ONNX file of a packed model that says which network it is of; the path written.
+
+    `allow` names packages of yours that the network may come from.
 
     Raises:
         ValueError: the file is damaged, or was written from an object.
     """
     unpacked = packed.read(file)
-    model = packed.rebuild(unpacked, _base(unpacked, file, ()))
+    model = packed.rebuild(unpacked, _base(unpacked, file, allow))
     shape = (unpacked.architecture or {})["input_shape"]
     return onnx.export(Compact(model, unpacked.tensors, unpacked.edits), torch.zeros(2, *shape), to)
 

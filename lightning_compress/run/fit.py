@@ -20,7 +20,7 @@ from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Compact, Edit, Method
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
-from lightning_compress.run import ranks
+from lightning_compress.run import device, ranks
 
 _TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
 
@@ -130,7 +130,7 @@ def _phase(
         example=job.example,
         optimizer=job.optimizer,
         scheduler=job.scheduler,
-        **job.speed,
+        **_speed(job, model),
     )
     keep = ModelCheckpoint(
         dirpath=job.folder,
@@ -150,6 +150,13 @@ def _phase(
             module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
         )
     return module.finalize(), module.epochs
+
+
+def _speed(job: Job, model: nn.Module) -> dict[str, bool]:
+    """The job's settings; a phase before may have made the model too narrow for one of them."""
+    if job.speed.get("channels_last") and device.unsafe_channels_last(model) is not None:
+        return {**job.speed, "channels_last": False}
+    return job.speed
 
 
 def _trainer(job: Job, phase: Phase, keep: ModelCheckpoint) -> pl.Trainer:

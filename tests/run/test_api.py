@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lightning_compress.cli import main
 from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.task import classification
@@ -140,3 +141,14 @@ def test_a_packed_file_may_name_networks_only(tmp_path: Path) -> None:
     packed.write(compact, tmp_path / "m.lcz", architecture={"model": mine, "input_shape": [2]})
     with pytest.raises(ValueError, match=r"names 'fractions\.Fraction', which is not a network"):
         load(tmp_path / "m.lcz", allow=["fractions"])
+
+
+def test_export_of_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_nets.py").write_text("from torch import nn\n\ndef net():\n    return nn.Linear(2, 2)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    net = nn.Linear(2, 2).eval()
+    compact = Compact(net, {name: Stored(value.detach()) for name, value in net.named_parameters()})
+    packed.write(compact, tmp_path / "m.lcz", architecture={"model": {"_target_": "my_nets.net"}, "input_shape": [2]})
+    assert main(["export", str(tmp_path / "m.lcz"), "--to", str(tmp_path / "m.onnx")]) == 2
+    assert main(["export", str(tmp_path / "m.lcz"), "--to", str(tmp_path / "m.onnx"), "--allow", "my_nets"]) == 0
+    assert (tmp_path / "m.onnx").exists()

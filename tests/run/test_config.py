@@ -224,3 +224,9 @@ def test_an_escaped_interpolation_is_not_resolved_later() -> None:
     assert hidden == "${oc.env:HOME}"
     with pytest.raises(ConfigError, match="must not hold"):
         build({"_target_": "lightning_compress.data.vision.ImageData", "source": hidden})
+
+
+def test_no_code_from_the_hub() -> None:
+    node = {"_target_": "lightning_compress.models.load.huggingface_model", "name_or_config": "x", "num_classes": 2}
+    with pytest.raises(ValueError, match="runs no code from the hub"):
+        build({**node, "trust_remote_code": True})

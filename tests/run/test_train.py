@@ -1,4 +1,5 @@
 import json
+import os
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from lightning_compress.export import packed
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import api, fit, measure
 from lightning_compress.run import train as module
+from lightning_compress.run.config import compose
 from lightning_compress.run.result import Result
 from lightning_compress.run.targets import ConfigError
 from lightning_compress.run.train import announce, load_teacher, train
@@ -256,3 +258,16 @@ def test_the_packed_file_names_its_network(joint: tuple[Path, Result]) -> None:
     assert architecture["input_shape"] == [1, 8, 8]
     assert architecture["model"]["_target_"] == "lightning_compress.models.small_conv.SmallConv"
     assert architecture["model"]["num_classes"] == 10
+
+
+@pytest.mark.data
+@pytest.mark.skipif("LIGHTNING_COMPRESS_DATA" not in os.environ, reason="LIGHTNING_COMPRESS_DATA is unset")
+@pytest.mark.parametrize("name", ["mnist/lenet5_joint", "cifar10/resnet20_joint"])
+def test_a_shipped_experiment_on_a_little_of_its_data(name: str, tmp_path: Path) -> None:
+    few = ["epochs=1", "teacher.epochs=1", "data.limit=256", "evaluate_test=false", "measure.rounds=3"]
+    small = ["model.width=0.25", "teacher.model.width=0.25", "methods.prune.every=1", "measure.batch_size=2"]
+    config = compose([f"experiment={name}", *few, *small, "wandb.mode=disabled"])
+    result = train(config, tmp_path)
+    assert result.name == name
+    assert result.cost["latency_ms"] > 0
+    assert result.cost["packed_bytes"] < result.cost["dense_bytes"]
