@@ -1,6 +1,7 @@
 """The command line: `lightning-compress train | sweep | export | measure | report`."""
 
 import argparse
+import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -86,6 +87,8 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
         return
     folder = arguments.out or Path("runs") / composed["name"]
     console.print(announce(composed, folder), soft_wrap=True)
+    logging.basicConfig(format="%(message)s", stream=sys.stdout)
+    logging.getLogger("lightning_compress").setLevel(logging.INFO)  # one line an epoch
     result = train(composed, folder)
     table = Table(title=f"{result.name}: {folder}", show_header=False)
     for name, value in sorted({**result.metrics, **result.cost}.items()):

@@ -12,6 +12,7 @@ from lightning_compress.core.method import Method
 from lightning_compress.core.task import Task, classification
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
+from lightning_compress.run import device
 from lightning_compress.run.targets import Config, ConfigError, signature
 
 
@@ -75,7 +76,9 @@ def methods(config: Config, names: Sequence[str] | None, teacher: Callable[[], n
     made = []
     for name, node in config["methods"].items():
         if node is not None and (names is None or name in names):
-            offered = {"teacher": teacher()} if "teacher" in signature(node, config["allow"]) else {}
+            offered: dict[str, Any] = {"compile_teacher": device.compiled(config["speed"]["compile"])}
+            if "teacher" in signature(node, config["allow"]):
+                offered["teacher"] = teacher()
             made.append(conf.build(node, config["allow"], **offered))
     return made
 

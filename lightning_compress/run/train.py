@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from lightning_compress.run.targets import Config, ConfigError
 from lightning_compress.tracking import wandb
 from lightning_compress.tracking.provenance import provenance
 
+_LOG = logging.getLogger(__name__)
 CONFIG = "config.json"
 
 
@@ -142,7 +144,7 @@ def _job(
         },
         checkpoint_every=config["checkpoint_every"],
         validate_every=config["validate_every"],
-        report=None if log is None else log.log,
+        report=None if log is None else partial(_report, config["name"], log),
     )
 
 
@@ -264,6 +266,12 @@ def _tracked(config: Config, folder: Path) -> Iterator[wandb.Run]:
     )
     with wandb.log_run(labels, config=config, folder=home, mode=mode) as run:
         yield run
+
+
+def _report(name: str, log: wandb.Run, row: dict[str, float]) -> None:
+    log.log(row)
+    figures = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
+    _LOG.info("%s, epoch %d: %s", name, row["epoch"] + 1, figures)
 
 
 def _log_layers(log: wandb.Run, result: Result) -> None:
