@@ -208,6 +208,7 @@ def test_gradients_are_those_of_the_sum_worked_by_hand(accumulate: int) -> None:
 
 
 def test_terms_are_scaled_with_the_loss_in_fp16() -> None:
+    pl.seed_everything(0, verbose=False)  # half precision rounds some draws of the weights by more than others
     module, seen = Mine(), Gradients()
     module.dropout.p = 0.0
     wanted = by_hand(copy.deepcopy(module.net), 1)
