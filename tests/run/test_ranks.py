@@ -53,7 +53,8 @@ def test_two_processes_from_the_command_line(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "lightning_compress.cli", "train", *overrides, "--out", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("val/accuracy") == 1, "one process speaks"
+    assert done.stdout.count("│ val/accuracy") == 1, "one process speaks"
+    assert [done.stdout.count(f"run, epoch {epoch}:") for epoch in (1, 2)] == [1, 1]
     logged = sorted(path.name.split("-")[3] for path in (tmp_path / "run/wandb").glob("offline-run-*"))
     assert logged == ["run", "teacher"], "one W&B run each"
     result = json.loads((tmp_path / "run/result.json").read_text())
