@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lightning_compress.core import surgery
 from lightning_compress.core.compressor import Batches, Compressor
-from lightning_compress.core.method import Compact, Method, Step
+from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
 from lightning_compress.core.tap import Taps
 
@@ -135,19 +135,8 @@ class Compress(pl.Callback):
             )
         scaler = getattr(trainer.precision_plugin, "scaler", None)
         factor = (scaler.get_scale() if scaler is not None else 1.0) / trainer.accumulate_grad_batches
-        inputs, targets, *place = self._batch
-        step = Step(
-            inputs=inputs,
-            targets=targets,
-            outputs=self._taps.features.pop(""),
-            task_loss=loss / factor,
-            progress=self.compressor.progress,
-            model=self._student,
-            index=place[0] if place else None,
-            view=place[1] if len(place) > 1 else None,
-            features=self.compressor.features(),
-        )
-        terms = self.compressor.loss(step)
+        outputs = self._taps.features.pop("")
+        terms = self.compressor.loss(self.compressor.step(self._batch, outputs, loss / factor, self._student))
         loss.mul_(self.compressor.task_weight())
         for name, term in terms.items():
             loss.add_(term * factor)

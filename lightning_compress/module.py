@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_compress.core.compressor import Batches, Compressor
-from lightning_compress.core.method import Compact, Method, Step
+from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
 from lightning_compress.core.task import Task
 
@@ -112,21 +112,10 @@ class CompressionModule(pl.LightningModule):
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Task loss times the methods' factor, plus their terms."""
         self._rng = None
-        inputs, targets, *place = batch
+        inputs, targets, *_ = batch
         outputs = self(inputs)
         task_loss = self.task.loss(outputs, targets)
-        step = Step(
-            inputs=inputs,
-            targets=targets,
-            outputs=outputs,
-            task_loss=task_loss,
-            progress=self.compressor.progress,
-            model=self.model,
-            index=place[0] if place else None,
-            view=place[1] if len(place) > 1 else None,
-            features=self.compressor.features(),
-        )
-        terms = self.compressor.loss(step)
+        terms = self.compressor.loss(self.compressor.step(batch, outputs, task_loss, self.model))
         loss = task_loss * self.compressor.task_weight()
         for term in terms.values():
             loss = loss + term

@@ -99,6 +99,21 @@ class Compressor(nn.Module):
         """What the tapped submodules put out in the last forward pass."""
         return dict(self._taps.features) if self._taps else {}
 
+    def step(self, batch: Sequence[Any], outputs: Any, task_loss: Tensor, model: nn.Module) -> Step:
+        """What the methods are shown of a training step; `batch` is (inputs, targets), then maybe index and view."""
+        inputs, targets, *place = batch
+        return Step(
+            inputs=inputs,
+            targets=targets,
+            outputs=outputs,
+            task_loss=task_loss,
+            progress=self.progress,
+            model=model,
+            index=place[0] if place else None,
+            view=place[1] if len(place) > 1 else None,
+            features=self.features(),
+        )
+
     def task_weight(self) -> float:
         """Factor on the task loss."""
         weight = 1.0
