@@ -1,14 +1,20 @@
-"""The command line: `lightning-compress train | sweep | export | measure | report`."""
+"""The command line: `lightning-compress train | sweep | dashboard | sync | report | export | measure`."""
 
 import argparse
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
+if TYPE_CHECKING:
+    from lightning_compress.sweep.spec import StudySpec
+
+LAUNCHERS = ("inline", "local", "slurm", "ray")
+_VERBS = ("status", "stop", "resume", "add-workers")
 EXAMPLES = {
     "train": """\
 One run: train under the methods that are switched on, export, check, measure, record.
@@ -24,8 +30,22 @@ A study: a dense teacher, dense baselines, many trials, the Pareto front, confir
 
   lightning-compress sweep digits              the study shipped as sweeps/digits.yaml
   lightning-compress sweep my/study.yaml --dry-run
+  lightning-compress sweep digits --launcher slurm --workers 16
+  lightning-compress sweep status digits
+  lightning-compress sweep stop digits
+  lightning-compress sweep add-workers digits 4
+  lightning-compress sweep resume runs/sweeps/digits
 
-The same command continues an interrupted study and prints the front of a finished one.""",
+The same command continues an interrupted study and prints the front of a finished one; `resume` does so from the
+study's folder alone, copied to another machine perhaps.""",
+    "dashboard": """\
+Open optuna-dashboard on a study; needs the extra lightning-compress[dashboard].
+
+  lightning-compress dashboard digits --port 8080""",
+    "sync": """\
+Upload a study's offline W&B runs, then verify that history, tables and artifacts arrived.
+
+  lightning-compress sync runs/sweeps/digits""",
     "export": """\
 Write the ONNX file of a packed model.
 
@@ -55,15 +75,22 @@ def _parser() -> argparse.ArgumentParser:
         )
         for name, text in EXAMPLES.items()
     }
-    for name in ("train", "sweep", "report"):
+    for name in ("train", "sweep", "report", "dashboard"):
         made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
                                 help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
     made["train"].add_argument("overrides", nargs="*", help="key=value")
     made["train"].add_argument("--out", type=Path, help="folder of the run (default: runs/<name>)")
     made["train"].add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    for name in ("sweep", "report"):
-        made[name].add_argument("study", help="name or path of a study file")
+    made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")
+    for name in ("report", "dashboard"):
+        made[name].add_argument("study", help="name or path of a study file, or a study's folder")
+    for name in ("sweep", "report", "dashboard"):
         made[name].add_argument("--out", type=Path, help="folder of the study (default: runs/sweeps/<name>)")
+    made["sweep"].add_argument("--launcher", choices=LAUNCHERS, help="where runs run (default: what the study says)")
+    made["sweep"].add_argument("--workers", type=int, help="runs at once (default: one for each GPU, or core)")
+    made["dashboard"].add_argument("--host", default="127.0.0.1")
+    made["dashboard"].add_argument("--port", type=int, default=8080)
+    made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
     made["sweep"].add_argument("--dry-run", action="store_true", help="check the study and say what it takes")
     made["sweep"].add_argument("--fresh", action="store_true", help="start anew; the old study is kept aside")
     made["export"].add_argument("packed", type=Path)
@@ -99,39 +126,90 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
     console.print(table)
 
 
-def _study(arguments: argparse.Namespace):  # type: ignore[no-untyped-def]  # noqa: ANN202
+def _study(name: str, arguments: argparse.Namespace) -> "tuple[StudySpec, Path]":
+    """A study and its folder: by name, by file, or by the folder itself."""
     from lightning_compress.run import config
-    from lightning_compress.sweep import spec
+    from lightning_compress.sweep import record, spec
 
-    found = spec.load(spec.find(arguments.study, config.shipped_folders(arguments.search_in)))
+    if (Path(name) / record.FILE).exists():
+        return record.read_spec(Path(name))[0], Path(name)
+    found = spec.load(spec.find(name, config.shipped_folders(arguments.search_in)))
     return found, arguments.out or Path("runs/sweeps") / found.name
 
 
 def _sweep(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.sweep import control, record
+    from lightning_compress.sweep.status import status
+
+    verb, words = "run", list(arguments.words)
+    if words[0] in _VERBS:
+        verb = words.pop(0)
+    if len(words) != (2 if verb == "add-workers" else 1):
+        number = " and a number of workers" if verb == "add-workers" else ""
+        raise ValueError(f"sweep {verb}: expected a study{number}, got {' '.join(words) or 'nothing'}")
+    found, folder = _study(words[0], arguments)
+    if verb == "status":
+        console.print(status(folder).text(), markup=False, highlight=False, soft_wrap=True)
+    elif verb == "stop":
+        control.ask(folder, stop=True)
+    elif verb == "add-workers":
+        control.ask(folder, add=_count(words[1]))
+    else:
+        _run(record.read_spec(folder)[0] if verb == "resume" else found, folder, arguments, console)
+
+
+def _count(word: str) -> int:
+    if not word.isdigit() or int(word) < 1:
+        raise ValueError(f"sweep add-workers: expected a whole number from 1 up, got {word!r}")
+    return int(word)
+
+
+def _run(found: "StudySpec", folder: Path, arguments: argparse.Namespace, console: Console) -> None:
+    from dataclasses import replace
     from functools import partial
 
+    from lightning_compress.launch.make import devices, make
     from lightning_compress.run import config
-    from lightning_compress.run.evaluate import test_metrics
-    from lightning_compress.run.train import announce, train
-    from lightning_compress.sweep import engine, plan
+    from lightning_compress.sweep import check, engine, plan
     from lightning_compress.sweep.progress import Progress
     from lightning_compress.sweep.runs import Tools
 
-    found, folder = _study(arguments)
-    tools = Tools(partial(config.compose, folders=arguments.search_in), train, test_metrics)
+    asked = {"launcher": arguments.launcher, "workers": arguments.workers}
+    launch = {**found.launch, **{key: value for key, value in asked.items() if value is not None}}
+    if launch.get("devices") is None:
+        launch["devices"] = devices(launch.get("launcher", "local"))
+    found = replace(found, launch=launch)
+    tools = Tools(partial(config.compose, folders=arguments.search_in))
     if arguments.dry_run:
-        engine.check(found, tools)
+        check.check(found, tools)
         console.print(plan.plan(found, folder).text())
         return
-    console.print(announce(tools.compose(found.base), folder), soft_wrap=True)
-    engine.sweep(found, tools, folder=folder, progress=Progress(console), fresh=arguments.fresh)
+    chosen = found.launching
+    launcher = make(chosen.launcher, workers=chosen.workers, folder=folder, options=chosen.options)
+    engine.sweep(found, tools, launcher, folder=folder, progress=Progress(console), fresh=arguments.fresh)
     console.print(f"report: {Path(found.report) / 'index.html'}", soft_wrap=True)
+
+
+def _dashboard(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.sweep.dashboard import serve
+
+    found, folder = _study(arguments.study, arguments)
+    console.print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", soft_wrap=True)
+    serve(folder, found.storage, host=arguments.host, port=arguments.port)
+
+
+def _sync(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.tracking.sync import sync
+
+    report = sync(arguments.folder)
+    console.print(report.text(), markup=False, highlight=False, soft_wrap=True)
+    report.check()
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.sweep import record, report
 
-    found, folder = _study(arguments)
+    found, folder = _study(arguments.study, arguments)
     collected = record.collect(folder)
     Path(found.report).mkdir(parents=True, exist_ok=True)
     report.write(collected, folder, Path(found.report))
@@ -164,6 +242,8 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "train": _train,
     "sweep": _sweep,
+    "dashboard": _dashboard,
+    "sync": _sync,
     "export": _export,
     "measure": _measure,
     "report": _report,

@@ -17,8 +17,8 @@ class Distill(Method):
     """Adds `weight * loss(student, teacher, temperature)` and leaves `1 - weight` of the task loss (arXiv 1503.02531).
 
     `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
-    name, or a dotted path. With `cache` the teacher sees each training sample once; with `compile_teacher` it runs
-    compiled.
+    name, or a dotted path. With `cache` the teacher sees each training sample once, or never if its `outputs` for all
+    of them are given, [samples, classes]; with `compile_teacher` it runs compiled.
 
     Raises:
         ValueError: a temperature that is not positive, or a weight outside [0, 1].
@@ -37,6 +37,7 @@ class Distill(Method):
         weight: float | Schedule = 0.9,
         loss: str | Callable[..., Tensor] = "kl",
         cache: bool = False,
+        outputs: Tensor | None = None,
         compile_teacher: bool = False,
     ) -> None:
         super().__init__()
@@ -47,7 +48,7 @@ class Distill(Method):
             if not 0.0 <= self.weight(progress) <= 1.0:
                 raise ValueError(f"Distill: weight is a share in [0, 1], got {self.weight(progress):g}")
         self.function = lookup.function(loss, logits)
-        self.teacher = Teacher(teacher, cache=cache, compile=compile_teacher)
+        self.teacher = Teacher(teacher, cache=cache, outputs=outputs, compile=compile_teacher)
         self._last: tuple[Tensor, bool] | None = None
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:

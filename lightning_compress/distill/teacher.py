@@ -26,21 +26,26 @@ class Teacher:
     """Runs a frozen `model` under `no_grad`, on the device of what it is given.
 
     With `cache`, each sample's output is computed once and kept: correct only while a sample looks the same each time.
-    With `compile` the model runs compiled.
+    `outputs` [samples, ...] are kept from the start, and the model never runs. With `compile` it runs compiled.
 
     Raises:
-        ValueError: `cache` is on and a batch was changed at random.
+        ValueError: `cache` is on and a batch was changed at random; `outputs` without `cache`.
 
     >>> teacher = Teacher(nn.Linear(2, 3), cache=True)
     >>> teacher(torch.ones(1, 2), torch.tensor([0]), torch.tensor([0])).shape
     torch.Size([1, 3])
     """
 
-    def __init__(self, model: nn.Module, *, cache: bool = False, compile: bool = False) -> None:
+    def __init__(
+        self, model: nn.Module, *, cache: bool = False, outputs: Tensor | None = None, compile: bool = False
+    ) -> None:
+        if outputs is not None and not cache:
+            raise ValueError("Distill: outputs are what cache=true keeps; write cache=true, or leave outputs away")
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._call: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
         self.hash = fingerprint(model)
         self.cache = cache
+        self._outputs = outputs
         self._kept: Tensor | None = None
         self._known: Tensor | None = None
         self._device: torch.device | None = None
@@ -49,8 +54,7 @@ class Teacher:
     def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Tensor:
         """The teacher's outputs for a batch."""
         if self._device != inputs.device:
-            self.model.to(inputs.device)
-            self._device, self._kept, self._known = inputs.device, None, None
+            self._move(inputs.device)
         if not self.cache:
             return self._call(inputs)
         if index is None or view is None or bool((view != 0).any()):
@@ -60,7 +64,16 @@ class Teacher:
             )
         return self._cached(inputs, index)
 
+    def _move(self, device: torch.device) -> None:
+        self._device, self._kept, self._known = device, None, None
+        if self._outputs is None:
+            self.model.to(device)
+        else:
+            self._outputs = self._outputs.to(device)
+
     def _cached(self, inputs: Tensor, index: Tensor) -> Tensor:
+        if self._outputs is not None:
+            return self._outputs[index]
         size = 1 + int(index.max())
         if self._known is None or size > len(self._known):
             self._known = _grown(self._known, torch.zeros(2 * size, dtype=torch.bool, device=inputs.device))

@@ -71,14 +71,24 @@ def task(config: Config, module: Any) -> Task:
     return classification(facts(module)["num_classes"], config["label_smoothing"])
 
 
-def methods(config: Config, names: Sequence[str] | None, teacher: Callable[[], nn.Module]) -> list[Method]:
-    """The methods called `names` (all that are on, if None), in the order of the configuration."""
+def methods(
+    config: Config,
+    names: Sequence[str] | None,
+    teacher: Callable[[], nn.Module],
+    outputs: Callable[[nn.Module], torch.Tensor | None] | None = None,
+) -> list[Method]:
+    """The methods called `names` (all that are on, if None), in the order of the configuration.
+
+    Of a teacher whose outputs are kept, `outputs` may give them for all of the training data.
+    """
     made = []
     for name, node in config["methods"].items():
         if node is not None and (names is None or name in names):
             offered: dict[str, Any] = {"compile_teacher": device.compiled(config["speed"]["compile"])}
             if "teacher" in signature(node, config["allow"]):
                 offered["teacher"] = teacher()
+                if node.get("cache") and outputs is not None:
+                    offered["outputs"] = outputs(offered["teacher"])
             made.append(conf.build(node, config["allow"], **offered))
     return made
 

@@ -23,6 +23,15 @@ def has_fast_bf16() -> bool:
     return "amx_bf16" in flags or "avx512_bf16" in flags
 
 
+def where(accelerator: str) -> str:
+    """The device for what is computed beside training, given the trainer's accelerator.
+
+    >>> where("cpu")
+    'cpu'
+    """
+    return "cuda" if accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() else "cpu"
+
+
 def precision(wanted: str | None) -> str:
     """Lightning's precision: what is wanted, or bf16 where it is fast.
 

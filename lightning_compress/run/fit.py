@@ -21,6 +21,7 @@ from lightning_compress.core.method import Compact, Edit, Method
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
 from lightning_compress.run import device, ranks
+from lightning_compress.run.rungs import Climb, Judge, PausedError, Rungs
 
 _TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
 
@@ -40,7 +41,8 @@ class Job:
     """Everything that training needs, as objects.
 
     `build` makes the base network with its start weights; `trainer` holds arguments of `pl.Trainer`; `speed` may set
-    `compile_model` and `channels_last`; `report` is told each epoch's figures.
+    `compile_model` and `channels_last`; `report` is told each epoch's figures. At the `rungs`
+    `judge` is shown the finalized model and the curve, on every rank; what it returns, if not None, ends training.
     """
 
     build: Callable[[], nn.Module]
@@ -56,47 +58,56 @@ class Job:
     checkpoint_every: int = 1
     validate_every: int = 1
     report: Callable[[dict[str, float]], None] | None = None
+    rungs: Rungs | None = None
+    judge: Judge | None = None
+
+
+@final
+@dataclass(frozen=True)
+class _Start:
+    """What a phase starts from: the network, the edits that made it of the base network, the curve before."""
+
+    model: nn.Module
+    edits: list[Edit]
+    curve: list[dict[str, float]]
 
 
 def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
     """Train all phases, going on from the last checkpoint in `job.folder`; the finalized model and the curve.
 
     Raises:
+        PausedError: `job.judge` stopped it on a rung.
         ValueError: a checkpoint that cannot be read, or a loss that became NaN.
     """
-    model = job.build()
-    made: list[Edit] = []
-    curve: list[dict[str, float]] = []
+    start = _Start(job.build(), [], [])
     compact: Compact | None = None
-    for number, phase in enumerate(job.phases):
+    curve: list[dict[str, float]] = []
+    for number in range(len(job.phases)):
         handoff = job.folder / f"phase{number}.pt"
         if handoff.exists():
-            model, made, curve = _take_over(job, handoff)
+            start = _take_over(job, handoff)
             continue
-        compact, epochs = _phase(job, phase, number, model, first=len(curve))
-        curve = [*curve, *({**row, "epoch": row["epoch"] + len(curve)} for row in epochs)]
-        made = [*made, *compact.edits]
-        compact = Compact(compact.model, compact.stored, made)
+        compact, curve = _phase(job, number, start)
         if number < len(job.phases) - 1:
-            model = _bare(compact.model)
+            start = _Start(bare(compact.model), compact.edits, curve)
             if ranks.is_first():
-                _save(handoff, {"state": model.state_dict(), "edits": made, "curve": curve})
+                _save(handoff, {"state": start.model.state_dict(), "edits": start.edits, "curve": curve})
     assert compact is not None, "a job has at least one phase, and the last leaves no hand-off"
     return compact, curve
 
 
-def _bare(model: nn.Module) -> nn.Module:
+def bare(model: nn.Module) -> nn.Module:
     """The finalized model as a start for the next phase: trainable, no quantizer on any input."""
     for module in model.modules():
         surgery.take_from_input(module)
     return model.train().requires_grad_(True)
 
 
-def _take_over(job: Job, handoff: Path) -> tuple[nn.Module, list[Edit], list[dict[str, float]]]:
+def _take_over(job: Job, handoff: Path) -> _Start:
     saved = load_checkpoint(handoff)
     model = edits.replay(job.build(), saved["edits"])
     model.load_state_dict(saved["state"])
-    return model, saved["edits"], saved["curve"]
+    return _Start(model, saved["edits"], saved["curve"])
 
 
 def _save(path: Path, data: dict[str, Any]) -> None:
@@ -119,37 +130,64 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _phase(
-    job: Job, phase: Phase, number: int, model: nn.Module, *, first: int
-) -> tuple[Compact, list[dict[str, float]]]:
-    checkpoint = job.folder / f"phase{number}.ckpt"
+def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]]]:
+    phase, checkpoint = job.phases[number], job.folder / f"phase{number}.ckpt"
     module = CompressionModule(
-        model,
+        start.model,
         job.task,
         phase.methods(),
         example=job.example,
         optimizer=job.optimizer,
         scheduler=job.scheduler,
-        **_speed(job, model),
+        **_speed(job, start.model),
     )
-    keep = ModelCheckpoint(
+    if job.report is not None:
+        report = job.report
+        module.report = lambda row: report(_continued(start, [row])[-1])
+    climb = _climb(job, number, start)
+    with _quiet(), _interruptible():
+        trainer = _trainer(job, phase, [_keep(job, checkpoint), *([climb] if climb else [])])
+        if checkpoint.exists():
+            load_checkpoint(checkpoint)
+        trainer.fit(
+            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+        )
+    if climb and climb.paused:
+        raise PausedError(climb.paused)
+    return _whole(start, module.finalize()), _continued(start, module.epochs)
+
+
+def _continued(start: _Start, epochs: Sequence[dict[str, float]]) -> list[dict[str, float]]:
+    """The curve with the epochs of a phase, which count from 0."""
+    return [*start.curve, *({**row, "epoch": row["epoch"] + len(start.curve)} for row in epochs)]
+
+
+def _whole(start: _Start, compact: Compact) -> Compact:
+    """The phase's model with the edits of all phases."""
+    return Compact(compact.model, compact.stored, [*start.edits, *compact.edits])
+
+
+def _climb(job: Job, number: int, start: _Start) -> Climb | None:
+    """What stops the phase at the rungs, if there are any."""
+    judge = job.judge
+    if judge is None or job.rungs is None:
+        return None
+    return Climb(
+        job.folder / f"phase{number}.ckpt",
+        job.rungs,
+        lambda compact, rows: judge(_whole(start, compact), _continued(start, rows)),
+        first=len(start.curve),
+    )
+
+
+def _keep(job: Job, checkpoint: Path) -> ModelCheckpoint:
+    return ModelCheckpoint(
         dirpath=job.folder,
         filename=checkpoint.stem,
         every_n_epochs=job.checkpoint_every,
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    if job.report is not None:
-        report = job.report
-        module.report = lambda row: report({**row, "epoch": row["epoch"] + first})
-    with _quiet(), _interruptible():
-        trainer = _trainer(job, phase, keep)
-        if checkpoint.exists():
-            load_checkpoint(checkpoint)
-        trainer.fit(
-            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
-        )
-    return module.finalize(), module.epochs
 
 
 def _speed(job: Job, model: nn.Module) -> dict[str, bool]:
@@ -159,11 +197,11 @@ def _speed(job: Job, model: nn.Module) -> dict[str, bool]:
     return job.speed
 
 
-def _trainer(job: Job, phase: Phase, keep: ModelCheckpoint) -> pl.Trainer:
+def _trainer(job: Job, phase: Phase, callbacks: list[pl.Callback]) -> pl.Trainer:
     try:
         return pl.Trainer(
             max_epochs=phase.epochs,
-            callbacks=[keep],
+            callbacks=callbacks,
             logger=False,
             enable_progress_bar=False,
             enable_model_summary=False,
@@ -201,6 +239,7 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="pytorch_lightning.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")  # one job may train many runs
         warnings.filterwarnings(
             "ignore", message=".*does not have many workers.*|.*logging interval.*|.*exists and is not empty.*"
         )

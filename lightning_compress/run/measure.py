@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, final
 
 import numpy as np
@@ -17,6 +18,7 @@ from lightning_compress.cost.bops import bops, relative_bops
 from lightning_compress.cost.params import num_nonzeros, num_params
 from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.export import latency, onnx, packed, runtime, verify
+from lightning_compress.run import ranks
 
 PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
 KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
@@ -25,28 +27,39 @@ KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
 @final
 @dataclass(frozen=True)
 class Timing:
-    """How latency is measured: beside which dense ONNX file, on how many samples and threads, how often; or not."""
+    """How latency is measured: beside which dense ONNX file, on how many samples and threads, how often; or not.
+
+    Without `latency`, `onnx` says whether the files to time later are written and checked.
+    """
 
     reference: Path | None = None
     batch_size: int = 64
     threads: int = 1
     rounds: int = 30
     latency: bool = True
+    onnx: bool = True
 
 
 @torch.no_grad()
 def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -> dict[str, float]:
-    """Loss and metrics of `model` in eval mode over `batches` of (inputs, targets, ...), named `<split>/<metric>`."""
+    """Loss and metrics of `model` in eval mode over `batches` of (inputs, targets, ...), named `<split>/<metric>`.
+
+    Of several processes each takes its own share of the batches, and all return the numbers of the whole.
+    """
     metrics = task.metrics()
+    for metric in metrics.values():
+        metric.sync_on_compute = False  # every process is shown all outputs
     total, count = 0.0, 0
     training = model.training
     model.eval()
     for inputs, targets, *_ in batches:
         model.to(inputs.device)
         outputs = model(inputs)
-        metrics.update(outputs.cpu(), targets.cpu())
-        total += float(task.loss(outputs, targets)) * len(targets)
-        count += len(targets)
+        loss = float(task.loss(outputs, targets)) * len(targets)
+        for part, right, of_part in ranks.gathered((outputs.cpu(), targets.cpu(), loss)):
+            metrics.update(part, right)
+            total += of_part
+            count += len(right)
     model.cpu().train(training)
     if not count:
         raise ValueError(f"the {split} split yields no batch; expected at least one")
@@ -105,6 +118,14 @@ def costs(
     }, rows
 
 
+def count(compact: Compact, base: nn.Module, example: Tensor, architecture: dict[str, Any] | None) -> dict[str, Any]:
+    """Counts and bytes as `costs` gives them, of a model whose packed file nobody wants."""
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / PACKED
+        packed.write(compact, path, architecture={"model": architecture, "input_shape": list(example.shape[1:])})
+        return costs(compact, base, example[:1], path)[0]
+
+
 def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
     """Write the uncompressed float network as ONNX, to be timed beside the compressed one."""
     return onnx.export(Compact(model.eval(), read_stored(model)), example, path)
@@ -147,7 +168,8 @@ def compare_files(files: Sequence[Path], batch_size: int, threads: int, rounds: 
     return side_by_side(named, inputs, Timing(None, batch_size, threads, rounds))
 
 
-def _latency(model: Path, dense: Path, inputs: Tensor, timing: Timing) -> dict[str, Any]:
+def time_beside(dense: Path, model: Path, inputs: Tensor, timing: Timing) -> dict[str, Any]:
+    """Latency of an ONNX file beside the dense one, as a Result's cost has it."""
     found = side_by_side({"dense": dense, "model": model}, inputs, timing)
     ours = asdict(found["model"])
     return {
@@ -178,9 +200,10 @@ def measure(
     torch.save(compact.model.state_dict(), folder / WEIGHTS)
     cost, rows = costs(compact, make(), inputs[:1], folder / PACKED)
     files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
-    if timing.latency:
+    if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)
         dense = timing.reference or export_dense(make(), inputs[:2], folder / DENSE)
-        cost |= _latency(folder / ONNX, dense, inputs, timing)
         files["onnx"] = ONNX
+        if timing.latency:
+            cost |= time_beside(dense, folder / ONNX, inputs, timing)
     return files, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in rows]

@@ -57,20 +57,24 @@ class Result:
         Raises:
             KeyError: there is none of that name; the message lists those there are.
         """
-        numbers = dict(self.metrics) | {
-            f"cost/{key}": value for key, value in self.cost.items() if isinstance(value, int | float)
-        }
+        numbers = self.numbers
         if name not in numbers:
             raise KeyError(f"no {name!r} in the result of {self.name!r}; it has {', '.join(sorted(numbers))}")
-        return float(numbers[name])
+        return numbers[name]
 
-    def save(self, folder: Path) -> Path:
-        """Write `folder/result.json`.
+    @property
+    def numbers(self) -> dict[str, float]:
+        """All numbers by flat name."""
+        costs = {f"cost/{key}": float(value) for key, value in self.cost.items() if isinstance(value, int | float)}
+        return {**self.metrics, **costs}
+
+    def save(self, folder: Path, name: str = FILE) -> Path:
+        """Write `folder/result.json`, or under another `name`.
 
         Raises:
             ValueError: a number is NaN or infinite.
         """
-        path = folder / FILE
+        path = folder / name
         try:
             write_json(path, asdict(self))
         except ValueError as error:
@@ -84,17 +88,17 @@ class Result:
         return path
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
-        """Read `folder/result.json`.
+    def load(cls, folder: Path, name: str = FILE) -> Self:
+        """Read `folder/result.json`, or another `name`.
 
         Raises:
             ValueError: the file is missing, damaged, or of another schema version.
         """
-        path = folder / FILE
+        path = folder / name
         try:
             data = json.loads(path.read_text())
         except FileNotFoundError:
-            raise ValueError(f"{folder} holds no finished run: there is no {FILE} in it") from None
+            raise ValueError(f"{folder} holds no finished run: there is no {name} in it") from None
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged ({error}): {_AGAIN}") from error
         schema = data.get("schema") if isinstance(data, dict) else None

@@ -44,6 +44,8 @@ def check(config: Config, defaults: Config) -> None:
         value = _at(config, key)
         if not right(value):
             raise ConfigError(f"{key} must be {expected}; got {value if value is _MISSING else repr(value)}")
+    if config["measure"]["latency"] and not config["measure"]["onnx"]:
+        raise ConfigError("measure.latency times the ONNX file: set measure.onnx=true, or measure.latency=false too")
     for key in config["trainer"]:
         if key in _DECIDED:
             instead = f": set {_DECIDED[key]} instead" if _DECIDED[key] else ""
@@ -150,11 +152,11 @@ _FORMS: _Forms = {
     "speed.threads": ("a count from 1 up, or null", _or_null(_count)),
     "seed": ("a whole number from 0 up to 2^32 - 1", _seed),
     "label_smoothing": ("a number in [0, 1)", _share),
-    **_same(("evaluate_test", "measure.latency"), "true or false", _switch),
+    **_same(("evaluate_test", "measure.latency", "measure.onnx"), "true or false", _switch),
     **_same(("speed.channels_last", "speed.compile"), "true, false or null", _or_null(_switch)),
     **_same(("name", "wandb.mode", "wandb.project", "wandb.job_type", "wandb.name"), "a word", _word),
     **_same(("weights", "teacher.weights", "measure.reference"), "the path of a file, or null", _or_null(_word)),
-    **_same(("teacher.folder", "wandb.folder"), "the path of a folder, or null", _or_null(_word)),
+    **_same(("teacher.folder", "teacher.outputs", "wandb.folder"), "the path of a folder, or null", _or_null(_word)),
     **_same(("wandb.group", "wandb.id"), "a word, or null", _or_null(_word)),
     "speed.precision": ("a precision that Lightning knows, as 32-true or bf16-mixed, or null", _or_null(_word)),
     **_same(("allow", "wandb.tags"), "a list of words", _each(_word)),

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,43 +17,83 @@ from torch import Tensor, nn
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
-from lightning_compress.run import build, device, measure, ranks
+from lightning_compress.run import build, device, identity, log, measure, ranks
 from lightning_compress.run.fit import Job, Phase, fit
-from lightning_compress.run.result import FILE, Result, write_json
+from lightning_compress.run.result import FILE, Result
+from lightning_compress.run.rungs import Judge, PausedError, Rungs
 from lightning_compress.run.targets import Config, ConfigError
+from lightning_compress.run.teacher_outputs import teacher_outputs
 from lightning_compress.tracking import wandb
 from lightning_compress.tracking.provenance import provenance
 
-_LOG = logging.getLogger(__name__)
-CONFIG = "config.json"
+Report = Callable[[dict[str, float]], None]
 
 
-def train(config: Config, folder: Path) -> Result:
+def train(config: Config, folder: Path, rungs: Rungs | None = None) -> Result:
     """Train, finalize, export, check, measure and record one run in `folder`.
 
     A finished folder is returned as it is, an unfinished one is resumed from its last checkpoint. Of several processes
-    only the first one measures, writes and logs; the others wait and return what it has saved.
+    only the first one measures, writes and logs; the others wait and return what it has saved. Where `rungs` stop the
+    run, what it was there is returned, with status "paused", and nothing is recorded: the same call goes on.
 
     Raises:
         ConfigError: `folder` holds a run of another configuration.
         ValueError: anything else that is wrong with the configuration or the data.
     """
-    if _same(config, folder) and (folder / FILE).exists():
+    if identity.is_same(config, folder) and (folder / FILE).exists():
         return Result.load(folder)
-    if not ranks.is_first():
-        with _threads(config["speed"]["threads"]):
-            _fit(config, folder, None)
-        ranks.wait_for(folder / FILE)
-        return Result.load(folder)
-    _claim(config, folder)
     started = time.time()
-    with _threads(config["speed"]["threads"]), _tracked(config, folder) as log:
-        result = _run(config, folder, log)
+    rungs = rungs or Rungs((), _never_asked)
+    _check_rungs(config, rungs)
+    if not ranks.is_first():
+        return _follow(config, folder, rungs)
+    digest = identity.claim(config, folder)
+    with _threads(config["speed"]["threads"]), log.tracked(config, folder, digest) as run:
+        try:
+            result = _finish(_fit(_set_up(config, folder), rungs, started, partial(log.epoch, config["name"], run)))
+        except PausedError as pause:
+            log.summary(run, pause.result)
+            return pause.result
         result.wall_seconds = time.time() - started
         result.save(folder)
-        log.summary({**result.metrics, **{f"cost/{key}": value for key, value in result.cost.items()}})
-        _log_layers(log, result)
+        log.summary(run, result)
+        log.layers(run, result)
     return result
+
+
+def _follow(config: Config, folder: Path, rungs: Rungs) -> Result:
+    """What the other processes of a run do: train with the first one, and wait for what it records."""
+    try:
+        with _threads(config["speed"]["threads"]):
+            _fit(_set_up(config, folder), rungs, time.time(), None)
+    except PausedError as pause:
+        return pause.result
+    ranks.wait_for(folder / FILE)
+    return Result.load(folder)
+
+
+def _never_asked(result: Result, epoch: int) -> bool:
+    raise AssertionError("there is no rung")
+
+
+def _check_rungs(config: Config, rungs: Rungs) -> None:
+    epochs = sum(phase["epochs"] for phase in build.phases(config))
+    wrong = [epoch for epoch in rungs.epochs if not 1 <= epoch < epochs]
+    if wrong:
+        raise ConfigError(f"a rung comes after the first and before the last of {epochs} epochs; got {wrong}")
+
+
+@final
+@dataclass(frozen=True)
+class _Setting:
+    """What training and measuring share."""
+
+    config: Config
+    folder: Path
+    data: Any
+    node: Config
+    make: Callable[[], nn.Module]
+    task: Task
 
 
 @final
@@ -62,15 +101,12 @@ def train(config: Config, folder: Path) -> Result:
 class _Fitted:
     """What training leaves to be measured."""
 
-    data: Any
-    node: Config
-    make: Callable[[], nn.Module]
-    task: Task
+    setting: _Setting
     compact: Compact
     history: list[dict[str, float]]
 
 
-def _fit(config: Config, folder: Path, log: wandb.Run | None) -> _Fitted:
+def _set_up(config: Config, folder: Path) -> _Setting:
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data(config)
     node = build.architecture(config["model"], data, config["allow"])
@@ -78,73 +114,86 @@ def _fit(config: Config, folder: Path, log: wandb.Run | None) -> _Fitted:
     task = build.task(config, data)
     build.check_fit(make(), data)
     build.rehearse(config, make, data, partial(_stand_in, config))
-    compact, history = fit(_job(config, folder, data, task, make, log))
+    return _Setting(config, folder, data, node, make, task)
+
+
+def _fit(setting: _Setting, rungs: Rungs, started: float, report: Report | None) -> _Fitted:
+    def judge(compact: Compact, history: list[dict[str, float]]) -> Result | None:
+        metrics = measure.evaluate(compact.model, setting.data.val_dataloader(), setting.task, "val")
+        if not ranks.is_first():
+            return ranks.shared(None)
+        cost = measure.count(compact, setting.make(), setting.data.example, setting.node)
+        result = _record(setting, history, metrics, status="paused", cost=cost, wall_seconds=time.time() - started)
+        return ranks.shared(None if rungs.ask(result, len(history)) else result)
+
+    try:
+        compact, history = fit(_job(setting, rungs, judge, report))
+    except PausedError:
+        ranks.part()
+        raise
     ranks.part()
-    return _Fitted(data, node, make, task, compact, history)
+    return _Fitted(setting, compact, history)
 
 
-def _run(config: Config, folder: Path, log: wandb.Run) -> Result:
-    fitted = _fit(config, folder, log)
-    data, make, history = fitted.data, fitted.make, fitted.history
+def _finish(fitted: _Fitted) -> Result:
+    setting, compact = fitted.setting, fitted.compact
+    config, data = setting.config, setting.data
     options = config["measure"]
-    reference = Path(options["reference"]) if options["reference"] else None
-    timing = measure.Timing(reference, options["batch_size"], options["threads"], options["rounds"], options["latency"])
+    timing = measure.Timing(**{**options, "reference": Path(options["reference"]) if options["reference"] else None})
     files, checks, cost, layers = measure.measure(
-        fitted.compact, make, sample(data), folder, architecture=fitted.node, timing=timing
+        compact, setting.make, sample(data), setting.folder, architecture=setting.node, timing=timing
     )
-    metrics = measure.evaluate(fitted.compact.model, data.val_dataloader(), fitted.task, "val")
+    metrics = measure.evaluate(compact.model, data.val_dataloader(), setting.task, "val")
     if config["evaluate_test"]:
-        metrics |= measure.evaluate(fitted.compact.model, data.test_dataloader(), fitted.task, "test")
+        metrics |= measure.evaluate(compact.model, data.test_dataloader(), setting.task, "test")
+    return _record(setting, fitted.history, metrics, cost=cost, layers=layers, files=files, checks=checks)
+
+
+def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[str, float], **found: Any) -> Result:
+    config, data = setting.config, setting.data
     last = {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("train/")}
-    dense_macs = sum(macs(make(), data.example).values())
+    dense_macs = sum(macs(setting.make(), data.example).values())
     return Result(
         name=config["name"],
         metrics={**last, **metrics},
-        cost=cost,
-        layers=layers,
         config=config,
         seed=config["seed"],
         provenance=provenance(),
         train_flops=6.0 * dense_macs * data.num_train * len(history),
-        files=files,
-        checks=checks,
         history=history,
         study=config["wandb"]["group"],
+        **found,
     )
 
 
-def _job(
-    config: Config,
-    folder: Path,
-    data: Any,
-    task: Task,
-    make: Callable[[], nn.Module],
-    log: wandb.Run | None,
-) -> Job:
+def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -> Job:
+    config, data = setting.config, setting.data
     optimizer, scheduler = build.factories(config)
-    teacher = partial(load_teacher, config, data, folder)
+    teaching = partial(load_teacher, config, data, setting.folder), partial(teacher_outputs, config, data)
     phases = [
-        Phase(partial(build.methods, config, phase["methods"], teacher), phase["epochs"])
+        Phase(partial(build.methods, config, phase["methods"], *teaching), phase["epochs"])
         for phase in build.phases(config)
     ]
     speed = config["speed"]
     return Job(
-        build=make,
+        build=setting.make,
         data=data,
-        task=task,
+        task=setting.task,
         phases=phases,
         optimizer=optimizer,
         scheduler=scheduler,
         example=data.example,
-        folder=folder,
+        folder=setting.folder,
         trainer={"precision": device.precision(speed["precision"]), **config["trainer"]},
         speed={
             "compile_model": device.compiled(speed["compile"]),
-            "channels_last": device.channels_last(speed["channels_last"], make()),
+            "channels_last": device.channels_last(speed["channels_last"], setting.make()),
         },
         checkpoint_every=config["checkpoint_every"],
         validate_every=config["validate_every"],
-        report=None if log is None else partial(_report, config["name"], log),
+        report=report,
+        rungs=rungs,
+        judge=judge,
     )
 
 
@@ -187,7 +236,7 @@ def _trained_teacher(config: Config, folder: Path) -> Path:
         "epochs": config["teacher"]["epochs"],
         "seed": 0,
         "evaluate_test": False,
-        "measure": {**config["measure"], "latency": False},
+        "measure": {**config["measure"], "latency": False, "onnx": False},
         "wandb": {
             **config["wandb"],
             "job_type": "teacher",
@@ -195,44 +244,16 @@ def _trained_teacher(config: Config, folder: Path) -> Path:
             "id": None,
             "folder": config["wandb"]["folder"] or str(folder),
         },
-        "teacher": {**config["teacher"], "folder": None},
+        "teacher": {**config["teacher"], "folder": None, "outputs": None},
     }
-    deciding = {key: own[key] for key in ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")}
+    keys = ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")
+    deciding = {key: identity.deciding(key, own[key]) for key in keys}
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
     home = Path(config["teacher"]["folder"]) if config["teacher"]["folder"] else folder
     place = home / f"teacher-{digest}"
     if not (place / FILE).exists():
         train(own, place)
     return place
-
-
-def _same(config: Config, folder: Path) -> bool:
-    """Whether `folder` was claimed by a run of this configuration; where it logs does not matter."""
-    path = folder / CONFIG
-    if not path.exists():
-        return False
-    try:
-        before = json.loads(path.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{path} is damaged ({error}); move the folder away to start over") from error
-    # Numbers of a finished run are not taken again; before that it does not matter how they will be.
-    free = {"wandb"} if (folder / FILE).exists() else {"wandb", "measure"}
-    now = json.loads(json.dumps(config))
-    differing = [key for key in now if key not in free and before.get(key) != now[key]]
-    if differing and ((folder / FILE).exists() or any(folder.glob("phase*"))):
-        raise ConfigError(
-            f"{folder} holds a run of another configuration (it differs in {', '.join(differing)}); "
-            "choose another folder, or remove it"
-        )
-    return not differing
-
-
-def _claim(config: Config, folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / CONFIG, config)
-    except OSError as error:
-        raise ConfigError(f"cannot write to {folder}: {error.strerror}; choose another folder") from error
 
 
 @contextmanager
@@ -248,35 +269,3 @@ def _threads(number: int | None) -> Iterator[None]:
 def announce(config: Config, folder: Path) -> str:
     """The sentence that says where W&B logs go and how to upload them."""
     return wandb.choose_mode(Path(config["wandb"]["folder"] or folder), config["wandb"]["mode"]).sentence
-
-
-@contextmanager
-def _tracked(config: Config, folder: Path) -> Iterator[wandb.Run]:
-    options = config["wandb"]
-    home = Path(options["folder"] or folder)
-    mode = wandb.choose_mode(home, options["mode"]).name
-    digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
-    labels = wandb.Labels(
-        project=options["project"],
-        id=options["id"] or f"{config['name']}-{digest}".replace("/", "-"),
-        name=options["name"],
-        group=options["group"],
-        job_type=options["job_type"],
-        tags=tuple(options["tags"]),
-    )
-    with wandb.log_run(labels, config=config, folder=home, mode=mode) as run:
-        yield run
-
-
-def _report(name: str, log: wandb.Run, row: dict[str, float]) -> None:
-    log.log(row)
-    figures = ", ".join(f"{key} {value:.4g}" for key, value in row.items() if key != "epoch")
-    _LOG.info("%s, epoch %d: %s", name, row["epoch"] + 1, figures)
-
-
-def _log_layers(log: wandb.Run, result: Result) -> None:
-    if result.layers:
-        columns = list(result.layers[0])
-        log.table(
-            "layers", columns, [[str(row[c]) if c == "shape" else row[c] for c in columns] for row in result.layers]
-        )

@@ -123,6 +123,15 @@ def shown(name: str, value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def told(title: str, numbers: Mapping[str, float], seconds: float) -> str:
+    """The line about a run that has ended.
+
+    >>> told("trial 7", {"val/accuracy": 0.9}, 3.04)
+    'trial 7: val/accuracy 0.9 (3.0 s)'
+    """
+    return f"{title}: {', '.join(f'{key} {shown(key, value)}' for key, value in numbers.items())} ({seconds:.1f} s)"
+
+
 def size(number: float) -> str:
     """A number of bytes with its unit, 1 kB = 1000 B.
 

@@ -3,15 +3,16 @@
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
+from lightning_compress.run.result import FILE as FILE_OF_RUN
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import objective, runs
+from lightning_compress.sweep import ledger, objective, runs, space
 from lightning_compress.sweep.objective import Hypervolume
 from lightning_compress.sweep.spec import StudySpec
-from lightning_compress.sweep.study import JOURNAL, Study, Trial
+from lightning_compress.sweep.study import Study, Trial, importances
 
 FILE = "study.json"
 
@@ -19,7 +20,11 @@ FILE = "study.json"
 @final
 @dataclass(frozen=True)
 class Point:
-    """One trained recipe: `confirmed` holds its quality on fresh seeds, `test` what the test split said."""
+    """One trained recipe: `confirmed` holds its quality on fresh seeds, `test` what the test split said.
+
+    `epochs` says after how many a trial was stopped, None for one trained in full; what breaks a constraint is not
+    `feasible`.
+    """
 
     kind: Literal["teacher", "baseline", "trial"]
     name: str
@@ -29,12 +34,17 @@ class Point:
     values: tuple[float, ...]
     confirmed: tuple[float, ...] = ()
     test: dict[str, float] = field(default_factory=dict)
+    epochs: int | None = None
+    feasible: bool = True
 
 
 @final
 @dataclass(frozen=True)
 class StudyRecord:
-    """All that a report says: points in order of trial, `front` by quality, best first."""
+    """All that a report says: points in order of trial, `front` by quality, best first.
+
+    The front is made of trials trained in full that break no constraint; those stopped early are among the points.
+    """
 
     spec: StudySpec
     created: str
@@ -78,8 +88,46 @@ def read_spec(folder: Path) -> tuple[StudySpec, str, str]:
 
 
 def open_study(folder: Path, spec: StudySpec) -> Study:
-    """The trials of the study in `folder`."""
-    return Study(folder, name=spec.name, objectives=spec.objectives, sampler=spec.sampler, seed=spec.sampler_seed)
+    """The sampler's memory of the study in `folder`; for the one process that drives it."""
+    _, identity, _ = read_spec(folder)
+    return Study(
+        folder,
+        # One database may hold two studies of one name.
+        name=spec.name if spec.storage is None else f"{spec.name}-{identity}",
+        objectives=spec.objectives,
+        sampler=spec.sampler,
+        seed=spec.sampler_seed,
+        storage=spec.storage,
+        constraints=spec.limits,
+    )
+
+
+def trials(folder: Path) -> tuple[Trial, ...]:
+    """The trials drawn so far, without draws that were known already; read from the ledger, while others write it."""
+    found: dict[int, Trial] = {}
+    for event in ledger.read(folder):
+        if event["event"] == "ask":
+            found[event["trial"]] = Trial(event["trial"], event["params"], "running")
+        elif event["event"] == "rung":
+            found[event["trial"]] = replace(found[event["trial"]], epochs=event["epoch"])
+        elif event["event"] == "end" and event.get("repeats") is not None:
+            del found[event["trial"]]
+        elif event["event"] == "end":
+            found[event["trial"]] = _ended(found[event["trial"]], event)
+    return tuple(found.values())
+
+
+def _ended(trial: Trial, event: ledger.Event) -> Trial:
+    values = None if event["values"] is None else tuple(event["values"])
+    epochs = trial.epochs if event["state"] == "stopped" else None
+    return replace(
+        trial,
+        state=event["state"],
+        values=values,
+        reason=event["reason"],
+        epochs=epochs,
+        violations=event["violations"],
+    )
 
 
 def collect(folder: Path) -> StudyRecord:
@@ -89,22 +137,23 @@ def collect(folder: Path) -> StudyRecord:
         ValueError: the folder holds no study, or no trial of it has finished.
     """
     spec, _, created = read_spec(folder)
-    if not (folder / JOURNAL).exists():
+    drawn = trials(folder)
+    if not drawn:
         raise ValueError(f"no trial of the study in {folder} has begun")
-    study = open_study(folder, spec)
-    trials = study.trials()
-    points = [point for trial in trials if trial.state == "done" and (point := _point(folder, spec, trial))]
-    if not points:
-        reasons = [trial.reason for trial in trials if trial.state == "failed"]
+    points = [point for trial in drawn if trial.values is not None and (point := _point(folder, spec, trial))]
+    full = [point for point in points if point.epochs is None and point.feasible]
+    if not full:
+        reasons = [trial.reason for trial in drawn if trial.state == "failed"]
         last = f": {len(reasons)} failed, the last one with {reasons[-1]}" if reasons else ""
-        raise ValueError(f"no trial of the study in {folder} has finished{last}")
+        broken = ", those that did break a constraint" if any(point.epochs is None for point in points) else ""
+        raise ValueError(f"no trial of the study in {folder} has finished{broken}{last}")
     baselines = [
         point
         for index, name in enumerate(spec.baselines)
         if (point := _dense(folder, spec, "baseline", name, f"baseline-{index}"))
     ]
     directions = list(spec.objectives.values())
-    front = [points[index] for index in objective.front([point.values for point in points], directions)]
+    front = [full[index] for index in objective.front([point.values for point in full], directions)]
     front.sort(key=lambda point: point.values[0], reverse=directions[0] == "max")
     return StudyRecord(
         spec=spec,
@@ -113,8 +162,8 @@ def collect(folder: Path) -> StudyRecord:
         front=tuple(front),
         baselines=tuple(baselines),
         teacher=_dense(folder, spec, "teacher", "teacher", "teacher-0"),
-        trials=tuple(trials),
-        importances=study.importances(),
+        trials=drawn,
+        importances=importances(drawn, space.parse(spec.space), spec.objectives),
         hypervolume=objective.hypervolume(
             [point.values for point in front], directions, among=[point.values for point in [*points, *baselines]]
         ),
@@ -192,18 +241,21 @@ def bits(layers: Sequence[dict[str, Any]]) -> str:
 
 def _point(folder: Path, spec: StudySpec, trial: Trial) -> Point | None:
     name = f"trial-{trial.number}"
-    result = runs.finished(folder / "runs" / name)
-    if result is None or trial.values is None:
+    place = folder / "runs" / name
+    file = FILE_OF_RUN if trial.epochs is None else runs.rung_file(trial.epochs)
+    if trial.values is None or not (place / file).exists():
         return None
     return Point(
         kind="trial",
         name=f"trial {trial.number}",
         run=name,
         params=trial.params,
-        result=result,
+        result=Result.load(place, file),
         values=trial.values,
         confirmed=_confirmed(folder, spec, name),
-        test=runs.test_numbers(folder / "runs" / name),
+        test=runs.test_numbers(place),
+        epochs=trial.epochs,
+        feasible=trial.feasible,
     )
 
 

@@ -1,33 +1,38 @@
 """The runs of one study: each in a folder of its own, trained once, known again when it is finished."""
 
 import json
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
-from lightning_compress.run.result import Result
+from lightning_compress.launch.job import Job, Resources
+from lightning_compress.run.result import Result, write_json
 from lightning_compress.sweep import space
 from lightning_compress.sweep.spec import StudySpec
 
+_ALONE: dict[str, Any] = {"cores": 1, "processes": 1, "exclusive": True}
 Kind = Literal["teacher", "baseline", "trial", "confirm"]
 
 
 @final
 @dataclass(frozen=True)
 class Tools:
-    """What a study does its runs with: overrides to config, config to result, folder to test numbers."""
+    """What a study does its runs with: overrides to config, and by `package.module:function` what its workers call."""
 
     compose: Callable[[Sequence[str]], dict[str, Any]]
-    train: Callable[[dict[str, Any], Path], Result]
-    evaluate_test: Callable[[Path], dict[str, float]]
+    trial: str = "lightning_compress.run.worker:trial"
+    timing: str = "lightning_compress.run.worker:timing"
+    test: str = "lightning_compress.run.worker:test"
 
 
 @final
 @dataclass(frozen=True)
 class Run:
     """One run of a study; `label` tells runs of a kind apart, as `7` or, for trial 7 on seed 101, `7-101`.
+
+    It is compared with others after each of the epochs `rungs`; `timed` says whether its latency is wanted,
+    `from_dense` whether it starts from the weights of the dense baseline of its own network.
 
     >>> Run("trial", "7", ()).name
     'trial-7'
@@ -36,6 +41,9 @@ class Run:
     kind: Kind
     label: str
     overrides: tuple[str, ...]
+    rungs: tuple[int, ...] = ()
+    timed: bool = True
+    from_dense: bool = False
 
     @property
     def name(self) -> str:
@@ -47,51 +55,83 @@ class Run:
 class Runs:
     """The runs in `<folder>/runs`; `identity` is the study's own, so that W&B never mixes two studies of one name."""
 
-    def __init__(self, folder: Path, *, spec: StudySpec, identity: str, tools: Tools) -> None:
+    def __init__(self, folder: Path, *, spec: StudySpec, identity: str, tools: Tools, wandb_mode: str) -> None:
         self.folder, self._spec, self._identity, self._tools = folder / "runs", spec, identity, tools
+        self._mode = wandb_mode
 
     def place(self, name: str) -> Path:
         """Folder of the run called `name`."""
         return self.folder / name
 
-    def execute(self, run: Run) -> Result:
-        """Train one run, or read its result where it is finished.
+    @property
+    def resources(self) -> Resources:
+        """What training a run takes."""
+        launch = self._spec.launching
+        return Resources(
+            devices=launch.devices or 0.0, cores=launch.cores, timeout=launch.timeout, processes=launch.ranks
+        )
 
-        Whatever a run raises is raised, after its traceback was written to `error.txt` in its folder.
-        """
-        folder = self.place(run.name)
-        known = finished(folder)
-        if known is not None:
-            return known
-        folder.mkdir(parents=True, exist_ok=True)
-        try:
-            result = self._tools.train(self._tools.compose(self._overrides(run)), folder)
-        except Exception:
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-            raise
-        if run.kind == "trial":
-            result.trial = int(run.label)
-            result.save(folder)
-        return result
+    def training(self, run: Run, patience: float) -> Job:
+        """The job that trains a run."""
+        place = self.place(run.name)
+        arguments = {"config": self._config(run), "folder": str(place.resolve()), "rungs": list(run.rungs)}
+        return Job(run.name, self._tools.trial, {**arguments, "patience": patience}, place, self.resources)
 
-    def test(self, name: str) -> dict[str, float]:
-        """The test numbers of a finished run; the split is read once, then `test.json` beside the result is."""
-        path = self.place(name) / "test.json"
-        if not path.exists():
-            path.write_text(json.dumps(self._tools.evaluate_test(path.parent), indent=1), encoding="utf-8")
-        return test_numbers(path.parent)
+    def timing(self, name: str, record: str) -> Job:
+        """The job that times what a run exported, beside the reference, and adds it to its file `record`."""
+        place = self.place(name)
+        reference = None if self._spec.reference is None else str(self.reference.resolve())
+        arguments = {"folder": str(place.resolve()), "reference": reference, "record": record}
+        one = min(1.0, self.resources.devices)
+        return Job(name, self._tools.timing, arguments, place, replace(self.resources, **_ALONE, devices=one))
+
+    def testing(self, name: str) -> Job:
+        """The job that reads the test split for a finished run."""
+        place = self.place(name)
+        data = self._tools.compose(self._spec.base).get("data")
+        arguments = {"folder": str(place.resolve()), "data": data}
+        return Job(name, self._tools.test, arguments, place, replace(self.resources, processes=1))
+
+    @property
+    def reference(self) -> Path:
+        """The ONNX file that every latency is measured beside."""
+        index = list(self._spec.baselines).index(self._spec.reference or "")
+        return self.place(f"baseline-{index}") / "model.onnx"
+
+    def wandb_id(self, run: Run) -> str:
+        """The W&B id of a run."""
+        return f"{self._identity}-{run.name}"
+
+    def _config(self, run: Run) -> dict[str, Any]:
+        overrides = self._overrides(run)
+        config = self._tools.compose(overrides)
+        if not run.from_dense:
+            return config
+        for index in range(len(self._spec.baselines)):
+            place = self.place(f"baseline-{index}").resolve()
+            if Result.load(place).config["model"] == config["model"]:
+                return self._tools.compose([*overrides, *space.overrides({"weights": place / "weights.pt"})])
+        raise ValueError(f"{run.name}: no dense baseline has its network {config['model']}")
 
     def _overrides(self, run: Run) -> list[str]:
         labels: Mapping[str, object] = {
+            "measure.latency": False,
+            "wandb.mode": self._mode,
             "wandb.group": self._spec.name,
             "wandb.job_type": run.kind,
             "wandb.name": run.name,
-            "wandb.id": f"{self._identity}-{run.name}",
+            "wandb.id": self.wandb_id(run),
             "wandb.tags": [self._spec.name, run.kind],
         }
+        ranks = self.resources.processes
         # One W&B folder for the study, so that one command uploads all of it.
-        home = f"++wandb.folder={space.written(str(self.folder.parent.resolve()))}"
-        return [*self._spec.base, *run.overrides, *space.overrides(labels), home]
+        forced = {
+            "wandb.folder": str(self.folder.parent.resolve()),
+            "measure.onnx": run.timed,
+            **({"trainer.devices": ranks} if ranks > 1 else {}),
+        }
+        added = [f"++{override}" for override in space.overrides(forced)]
+        return [*self._spec.base, *run.overrides, *space.overrides(labels), *added]
 
 
 def finished(folder: Path) -> Result | None:
@@ -100,6 +140,26 @@ def finished(folder: Path) -> Result | None:
         return None
     result = Result.load(folder)
     return result if result.status == "done" else None
+
+
+def rung_file(epoch: int) -> str:
+    """Name of the file that holds the result of a run after `epoch` epochs.
+
+    >>> rung_file(9)
+    'rung-9.json'
+    """
+    return f"rung-{epoch}.json"
+
+
+def decide(folder: Path, epoch: int, go: bool) -> None:
+    """Tell the run in `folder` whether it goes on after `epoch`."""
+    write_json(folder / f"verdict-{epoch}.json", {"go": go})
+
+
+def verdict(folder: Path, epoch: int) -> bool | None:
+    """Whether the run in `folder` goes on after `epoch`, None where nobody has said."""
+    path = folder / f"verdict-{epoch}.json"
+    return bool(json.loads(path.read_text())["go"]) if path.exists() else None
 
 
 def test_numbers(folder: Path) -> dict[str, float]:

@@ -4,15 +4,30 @@ import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import yaml  # type: ignore[import-untyped]
 
+from lightning_compress.sweep.options import Fidelity, Launch
+
 SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random")
 DIRECTIONS = ("max", "min")
-_OF_THE_SEARCH = ("objectives", "space", "sampler", "sampler_seed", "enqueue")
-_MAY_GROW = ("trials", "confirm_seeds", "test", "report", "expected_seconds", "expected_megabytes")
+_OF_THE_SEARCH = (
+    *("objectives", "space", "sampler", "sampler_seed", "enqueue"),
+    *("warm_start", "fidelity", "constraints", "start_dense", "storage"),
+)
+_MAY_GROW = (
+    "trials",
+    "trainings",
+    "launch",
+    "confirm_seeds",
+    "test",
+    "report",
+    "expected_seconds",
+    "expected_megabytes",
+)
 
 
 @final
@@ -24,9 +39,13 @@ class StudySpec:
     `teacher` is what the teacher differs in (None: no teacher run), `baselines` what each dense baseline differs in,
     by name; `reference` names the baseline every size and latency is compared with. `objectives` maps a result's flat
     name to max or min, the first one is the quality shown on every y axis. `space` is read by `sweep/space.py`;
-    `enqueue` holds recipes to start with. Front points and baselines are trained again on each of `confirm_seeds`;
-    `test` reads the test split once, at the end. `expected_seconds` and `expected_megabytes` of one run serve the dry
-    run until a run has been measured.
+    `enqueue` holds recipes to start with, `warm_start` folders of earlier studies whose fronts are tried first. With
+    `fidelity` poor trials stop early (`sweep/options.py`); `trainings` then limits the study to the compute of so many
+    full ones. `constraints` are limits by result name, as {cost/packed_bytes: {max: 20000}}: what breaks one is never
+    on the front. With `start_dense` a trial begins from the weights of the dense baseline of its own network. `launch`
+    says where runs run, `storage` where Optuna keeps trials: the folder's journal, or a database's URL.
+    Front points and baselines are trained again on each of `confirm_seeds`; `test` reads the test split once, at the
+    end. `expected_seconds` and `expected_megabytes` of one run serve the dry run until a run has been measured.
 
     Raises:
         ValueError: a field has a wrong type or value; the message says what to write.
@@ -48,6 +67,13 @@ class StudySpec:
     sampler: str = "tpe"
     sampler_seed: int = 0
     enqueue: list[dict[str, Any]] = field(default_factory=list)
+    warm_start: list[str] = field(default_factory=list)
+    fidelity: dict[str, Any] | None = None
+    trainings: float | None = None
+    constraints: dict[str, dict[str, float]] = field(default_factory=dict)
+    start_dense: bool = False
+    launch: dict[str, Any] = field(default_factory=dict)
+    storage: str | None = None
     confirm_seeds: list[int] = field(default_factory=list)
     test: bool = False
     report: str = ""
@@ -58,6 +84,19 @@ class StudySpec:
         for name, (expected, right) in _FORMS.items():
             if not right(getattr(self, name)):
                 raise ValueError(f"study: {name} must be {expected}; got {getattr(self, name)!r}")
+        for key, parsed in (("launch", "launching"), ("fidelity", "stopping")):
+            try:
+                getattr(self, parsed)
+            except ValueError as error:
+                raise ValueError(f"study: {key}: {error}") from error
+        for name in (*self.objectives, *self.constraints):
+            if name.startswith("test/"):
+                raise ValueError(f"study: objective {name!r} would select on the test split; write val/{name[5:]}")
+        self._check_baselines()
+        if not self.report:
+            object.__setattr__(self, "report", f"reports/{self.name}")
+
+    def _check_baselines(self) -> None:
         if self.reference is not None and self.reference not in self.baselines:
             raise ValueError(f"study: reference {_unknown(self.reference, self.baselines, 'the baselines')}")
         if self.baselines and self.reference is None:
@@ -65,16 +104,42 @@ class StudySpec:
                 f"study: reference is missing: name the baseline that sizes and latencies are compared with, "
                 f"one of {', '.join(self.baselines)}"
             )
-        for name in self.objectives:
-            if name.startswith("test/"):
-                raise ValueError(f"study: objective {name!r} would select on the test split; write val/{name[5:]}")
-        if not self.report:
-            object.__setattr__(self, "report", f"reports/{self.name}")
+        if self.start_dense and not self.baselines:
+            raise ValueError("study: start_dense needs baselines whose weights trials can start from")
 
     @property
     def quality(self) -> str:
         """The objective on every y axis: the first one."""
         return next(iter(self.objectives))
+
+    @cached_property
+    def launching(self) -> Launch:
+        """Where runs run."""
+        return Launch.parse(self.launch)
+
+    @cached_property
+    def stopping(self) -> Fidelity | None:
+        """When trials stop early, None if never."""
+        return None if self.fidelity is None else Fidelity.parse(self.fidelity)
+
+    @property
+    def limits(self) -> tuple[str, ...]:
+        """Names of the constraints, as `cost/packed_bytes max`."""
+        return tuple(f"{name} {side}" for name, sides in self.constraints.items() for side in sides)
+
+    def violations(self, numbers: Mapping[str, float], *, known: Sequence[str] | None = None) -> dict[str, float]:
+        """By how much each constraint is broken (above 0) or kept; with `known` only those on these names.
+
+        Raises:
+            ValueError: a constraint is on a name that `numbers` has not.
+        """
+        found = {}
+        for limit in self.limits if known is None else [each for each in self.limits if each.split()[0] in known]:
+            name, side = limit.split()
+            if name not in numbers:
+                raise ValueError(f"constraints: {_unknown(name, numbers, 'a result')}")
+            found[limit] = (numbers[name] - self.constraints[name][side]) * (1.0 if side == "max" else -1.0)
+        return found
 
     def asdict(self) -> dict[str, Any]:
         """The study as JSON data, which `StudySpec(**data)` reads back."""
@@ -188,6 +253,16 @@ def _fresh_seeds(value: object) -> bool:
     return isinstance(value, list) and all(_whole(s) and s >= 0 for s in value) and len(set(value)) == len(value)
 
 
+def _limits(value: object) -> bool:
+    return (
+        isinstance(value, dict)
+        and bool(value)
+        and all(
+            side in DIRECTIONS and isinstance(v, int | float) and not isinstance(v, bool) for side, v in value.items()
+        )
+    )
+
+
 _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "name": (
         "a file name: letters, digits, . _ -",
@@ -209,6 +284,19 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "enqueue": (
         "a list of recipes, each a mapping of space keys to values",
         lambda v: isinstance(v, list) and all(_mapping_of(lambda _: True)(item) for item in v),
+    ),
+    "warm_start": (
+        "a list of study folders",
+        lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v),
+    ),
+    "fidelity": ("keys ramp, grace, eta, or null", lambda v: v is None or isinstance(v, dict)),
+    "trainings": ("a number above 0, or null", _positive_or_none),
+    "constraints": ("limits by result name, as {cost/packed_bytes: {max: 20000}}", _mapping_of(_limits)),
+    "start_dense": ("true or false", lambda v: isinstance(v, bool)),
+    "launch": ("keys like launcher, workers", lambda v: isinstance(v, dict)),
+    "storage": (
+        "a database's URL, as postgresql://user@host/name, or null",
+        lambda v: v is None or (isinstance(v, str) and "://" in v),
     ),
     "confirm_seeds": ("a list of different whole numbers from 0 up", _fresh_seeds),
     "test": ("true or false", lambda v: isinstance(v, bool)),

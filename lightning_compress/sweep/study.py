@@ -1,24 +1,22 @@
-"""The sampler and its memory: the only file that imports Optuna, owned by the one process that drives the sweep.
+"""The trials of a sweep and what comes next, owned by the one process that drives the sweep.
 
-A trial is asked for, run by whoever asked, and told exactly once. The journal beside the runs holds everything, so a
-killed process loses nothing; the n-th draw depends on the seed, n and the earlier results only, not on restarts.
+A trial is asked for, run by whoever asked, and told exactly once. Everything is in the storage, so a killed process
+loses nothing; the n-th draw depends on the seed, n and what is known by then only, not on restarts.
 """
 
 import math
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, final
 
 import numpy as np
 import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, TrialState
 
-from lightning_compress.sweep import space as search
+from lightning_compress.sweep import store
 from lightning_compress.sweep.space import Space
+from lightning_compress.sweep.view import Direction, Drawn, Policy, View, recorded
 
 State = Literal["done", "stopped", "failed", "running"]
 _STATES: dict[TrialState, State] = {
@@ -28,26 +26,16 @@ _STATES: dict[TrialState, State] = {
     TrialState.RUNNING: "running",
 }
 _REDRAWS = 10
-JOURNAL = "journal.log"
-
-
-def _sampler(name: str) -> Callable[[int], optuna.samplers.BaseSampler]:
-    return {
-        # Recipes share conditions, so parameters are drawn jointly per group (arXiv 2304.11127).
-        "tpe": lambda seed: optuna.samplers.TPESampler(multivariate=True, group=True, seed=seed),
-        "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-        "nsga3": lambda seed: optuna.samplers.NSGAIIISampler(seed=seed),
-        "gp": lambda seed: optuna.samplers.GPSampler(seed=seed),
-        "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    }[name]
+_RECIPES = "recipes"
 
 
 @final
 @dataclass(frozen=True)
 class Trial:
-    """One configuration: what was drawn, how it ended (`reason` says why it failed) and what it reached.
+    """One configuration: what was drawn, how it ended (`reason` says why it failed or was stopped) and what it reached.
 
-    `repeats` is the number of the earlier trial with the same parameters, whose result it shares.
+    A stopped trial has the `values` of the last rung it reached, after `epochs` epochs. `violations` above 0 are broken
+    constraints. `repeats` is the number of the earlier trial with the same parameters, whose result it shares.
     """
 
     number: int
@@ -56,145 +44,254 @@ class Trial:
     values: tuple[float, ...] | None = None
     reason: str = ""
     repeats: int | None = None
+    epochs: int | None = None
+    violations: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether no constraint is broken."""
+        return all(violation <= 0 for violation in self.violations.values())
 
 
 @final
 class Study:
-    """A study kept in the folder's journal, made on first use; `objectives` maps names to max or min.
+    """A study kept in memory (`folder` None), the folder's journal, or the database at the URL `storage`.
+
+    It is made on first use; `objectives` maps names to max or min. On a database `name` must be this study's alone.
+    `policy` is what the sampler makes of trials that are not fully trained: "value" takes what the last rung said for
+    their result, "pruned" counts them among the bad ones, "none" only keeps away from them.
 
     Raises:
-        ValueError: the journal is damaged.
+        ValueError: the journal is damaged, or the database cannot be used.
+
+    >>> from lightning_compress.sweep import space
+    >>> study = Study(None, name="s", objectives={"val/accuracy": "max"}, sampler="tpe", seed=0)
+    >>> trial = study.ask(space.parse({"model.width": [0.5, 1.0]}))
+    >>> study.tell(trial.number, [0.9]).state
+    'done'
     """
 
-    def __init__(self, folder: Path, *, name: str, objectives: Mapping[str, str], sampler: str, seed: int) -> None:
+    def __init__(
+        self,
+        folder: Path | None,
+        *,
+        name: str,
+        objectives: Mapping[str, str],
+        sampler: str,
+        seed: int,
+        storage: str | None = None,
+        constraints: Sequence[str] = (),
+        policy: Policy = "value",
+    ) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._make_sampler, self._seed = _sampler(sampler), seed
-        self._objectives = dict(objectives)
-        journal = folder / JOURNAL
-        try:
-            self._study = optuna.create_study(
-                storage=JournalStorage(JournalFileBackend(str(journal))),
-                study_name=name,
-                directions=["maximize" if direction == "max" else "minimize" for direction in objectives.values()],
-                load_if_exists=True,
-            )
-        except (ValueError, LookupError, TypeError, AttributeError, AssertionError) as error:
-            raise ValueError(
-                f"{journal} is damaged ({error}): put back a copy, or write --fresh to begin the study anew"
-            ) from error
+        self._objectives, self._constraints, self._seed = dict(objectives), tuple(constraints), seed
+        directions = _directions(objectives)
+        self._view = View(sampler, directions, constraints=constraints, policy=policy)
+        kept = store.open_storage(folder, storage)
+        # The sampler at work is the view's; this one only keeps Optuna from making its default.
+        unused = optuna.samplers.RandomSampler(seed=0)
+        # Made only when it is not there: making writes, and reading a study must not.
+        if name in optuna.get_all_study_names(kept):
+            self._study = optuna.load_study(study_name=name, storage=kept, sampler=unused)
+        else:
+            self._study = optuna.create_study(study_name=name, storage=kept, directions=directions, sampler=unused)
+        self._known: dict[frozenset[tuple[str, Any]], int] = {}
+        self._known_until = 0
 
     def enqueue(self, recipes: Sequence[Mapping[str, Any]]) -> None:
-        """Start with these parameter sets, what they leave out is drawn; a recipe already there is not added again."""
-        for recipe in recipes:
-            self._study.enqueue_trial(dict(recipe), skip_if_exists=True)
+        """Draw these parameter sets first, what they leave out is drawn; a recipe already there is not added again."""
+        queue = self._recipes()
+        fresh = [dict(recipe) for recipe in recipes]
+        longer = queue + [recipe for index, recipe in enumerate(fresh) if recipe not in [*queue, *fresh[:index]]]
+        if longer != queue:
+            self._study.set_user_attr(_RECIPES, longer)
 
-    def ask(self, space: Space) -> Trial:
+    def ask(self, space: Space, seen: Mapping[int, Sequence[float]] | None = None) -> Trial:
         """The next trial: running, or already ended as a repeat where only known parameters were drawn.
 
-        A draw that was evaluated before is told its earlier result and drawn again, at most 10 times.
+        `seen` holds the latest rung values of trials that are not told yet, running or paused. Parameters that another
+        trial has are drawn again, at most 10 times: then they are run if that other one is not told yet either.
         """
+        frozen = self._frozen()
+        shown = self._view.update(frozen, seen or {})
+        for trial in frozen[self._known_until :]:
+            self._known.setdefault(frozenset(trial.params.items()), trial.number)
+        self._known_until = len(frozen)
+        index, recipe = self._next_recipe(frozen)
         for draw in range(_REDRAWS + 1):
-            trial = self._draw(space)
-            params = dict(trial.params)
-            earlier = self._evaluated(params)
-            if earlier is None:
-                trial.set_user_attr("asked", True)
-                return Trial(trial.number, params, "running")
-            trial.set_user_attr("repeats", earlier.number)
-            # The last redraw counts as a trial: a small space would never fill its budget.
-            trial.set_user_attr("counted", draw == _REDRAWS)
-            if earlier.values is None:
-                self.fail(trial.number, f"same parameters as trial {earlier.number}: {earlier.reason}")
-            else:
-                self._study.tell(trial.number, earlier.values)
-        return self.trials(repeats=True)[-1]
+            seed = int(np.random.SeedSequence([self._seed, len(frozen), draw]).generate_state(1)[0])
+            drawn = self._view.draw(space, shown, fixed=recipe, number=len(frozen), seed=seed)
+            known = self._known.get(frozenset(drawn.params.items()))
+            # What is fixed as a whole can only be drawn again.
+            if known is None or drawn.params.keys() <= recipe.keys():
+                break
+        attrs = {} if index is None else {"recipe": index}
+        if known is not None and frozen[known].state.is_finished():
+            return self._repeat(drawn, _trial(frozen[known]), attrs)
+        return self._add(drawn, TrialState.RUNNING, attrs)
 
-    def tell(self, number: int, values: Sequence[float]) -> Trial:
-        """Record the objectives of a running trial; one that is not finite makes it a failure.
+    def tell(self, number: int, values: Sequence[float], *, violations: Mapping[str, float] | None = None) -> Trial:
+        """Record the objectives of a running trial; a number that is not finite makes it a failure.
+
+        `violations` has a number for each constraint of the study, at most 0 where it is kept.
 
         Raises:
-            ValueError: the trial was told before.
+            ValueError: the trial was told before, or a constraint is missing.
         """
-        bad = [f"{name}={v}" for name, v in zip(self._objectives, values, strict=True) if not math.isfinite(v)]
-        if bad:
-            return self.fail(number, f"not a finite number: {', '.join(bad)}")
+        if failed := self._refuse(number, values, violations):
+            return failed
         return _trial(self._study.tell(number, list(values)))
 
-    def fail(self, number: int, reason: str) -> Trial:
+    def stop(
+        self,
+        number: int,
+        values: Sequence[float],
+        *,
+        epochs: int,
+        violations: Mapping[str, float] | None = None,
+        reason: str = "",
+    ) -> Trial:
+        """Record that a running trial was stopped for good after `epochs` epochs, with the objectives it had there.
+
+        Raises:
+            ValueError: the trial was told before, or a constraint is missing.
+        """
+        if failed := self._refuse(number, values, violations):
+            return failed
+        self._note(self._one(number), values=[float(value) for value in values], epochs=epochs, reason=reason)
+        return _trial(self._study.tell(number, state=TrialState.PRUNED))
+
+    def fail(self, number: int, reason: str, violations: Mapping[str, float] | None = None) -> Trial:
         """Record that a running trial failed, and why.
 
         Raises:
             ValueError: the trial was told before.
         """
-        frozen = self._study.get_trials(deepcopy=False)[number]
-        if not frozen.state.is_finished():
-            self._attribute(frozen, "reason", reason)
+        trial = self._running(number)
+        self._constrain(trial, violations or {})
+        self._note(trial, reason=reason)
         return _trial(self._study.tell(number, state=TrialState.FAIL))
 
     def interrupted(self) -> list[Trial]:
-        """Trials that were running when the process ended; each is offered once, a second time it has failed."""
-        offered: list[Trial] = []
-        for frozen in self._study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if not frozen.user_attrs.get("asked"):
-                self._attribute(frozen, "counted", False)
-                self.fail(frozen.number, "the process ended while the parameters were drawn")
-            elif frozen.user_attrs.get("offered"):
-                self.fail(frozen.number, "the process ended twice while this trial ran")
-            else:
-                self._attribute(frozen, "offered", True)
-                offered.append(_trial(frozen))
-        return offered
+        """Trials that are not told; right after opening, those that ran when the last process ended."""
+        return [_trial(frozen) for frozen in self._frozen() if frozen.state == TrialState.RUNNING]
 
     def trials(self, *, repeats: bool = False) -> list[Trial]:
         """Every trial that was drawn, in order; with `repeats` also the draws that were known already."""
-        return [
-            _trial(frozen)
-            for frozen in self._study.get_trials(deepcopy=False)
-            if frozen.state in _STATES and (repeats or "repeats" not in frozen.user_attrs)
-        ]
+        return [_trial(frozen) for frozen in self._frozen() if repeats or "repeats" not in frozen.user_attrs]
+
+    def trial(self, number: int) -> Trial:
+        """The trial of that number.
+
+        Raises:
+            ValueError: there is none.
+        """
+        return _trial(self._one(number))
 
     @property
     def num_spent(self) -> int:
-        """Trials that count against the budget: all but redraws."""
-        trials = self._study.get_trials(deepcopy=False)
-        return sum(frozen.state in _STATES and frozen.user_attrs.get("counted", True) for frozen in trials)
+        """Trials that count against the budget, repeats as well: a small space would never fill it."""
+        return len(self._frozen())
 
-    def importances(self) -> dict[str, float]:
-        """How much each parameter decides whether a trial reaches the front, adding up to 1, largest first.
+    def _frozen(self) -> list[FrozenTrial]:
+        # Numbers are positions; nothing but this class adds trials, and it adds them with all their parameters.
+        return self._study.get_trials(deepcopy=False)
 
-        PED-ANOVA (arXiv 2304.10255). Nothing is said (empty) about fewer than four finished trials.
-        """
-        if len([trial for trial in self.trials() if trial.state == "done"]) < 4:
-            return {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return optuna.importance.get_param_importances(self._study)
+    def _one(self, number: int) -> FrozenTrial:
+        frozen = self._frozen()
+        if not 0 <= number < len(frozen):
+            raise ValueError(f"there is no trial {number}, the study has {len(frozen)}")
+        return frozen[number]
 
-    def _draw(self, space: Space) -> optuna.Trial:
-        number = len(self._study.get_trials(deepcopy=False, states=tuple(_STATES)))
-        seed = int(np.random.SeedSequence([self._seed, number]).generate_state(1)[0])
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            self._study.sampler = self._make_sampler(seed)
-            trial = self._study.ask()
-            search.suggest(trial, space)
+    def _recipes(self) -> list[dict[str, Any]]:
+        return list(self._study.user_attrs.get(_RECIPES, []))
+
+    def _next_recipe(self, frozen: Sequence[FrozenTrial]) -> tuple[int | None, dict[str, Any]]:
+        used = {trial.user_attrs.get("recipe") for trial in frozen}
+        return next(((i, recipe) for i, recipe in enumerate(self._recipes()) if i not in used), (None, {}))
+
+    def _repeat(self, drawn: Drawn, earlier: Trial, attrs: dict[str, Any]) -> Trial:
+        attrs |= {"repeats": earlier.number, "reason": earlier.reason}
+        constraints = earlier.violations
+        if earlier.state == "failed":
+            attrs["reason"] = f"same parameters as trial {earlier.number}: {earlier.reason}"
+            return self._add(drawn, TrialState.FAIL, attrs, constraints=constraints)
+        if earlier.state == "stopped":
+            attrs |= {"values": earlier.values, "epochs": earlier.epochs}
+            return self._add(drawn, TrialState.PRUNED, attrs, constraints=constraints)
+        return self._add(drawn, TrialState.COMPLETE, attrs, constraints=constraints, values=earlier.values)
+
+    def _add(self, drawn: Drawn, state: TrialState, attrs: dict[str, Any], **result: Any) -> Trial:
+        """Write a trial in one record, so that no half of it can be left."""
+        self._study.add_trial(
+            optuna.trial.create_trial(
+                state=state,
+                params=drawn.params,
+                distributions=drawn.distributions,
+                user_attrs=attrs,
+                system_attrs=drawn.system_attrs,
+                **result,
+            )
+        )
+        return _trial(self._frozen()[-1])
+
+    def _running(self, number: int) -> FrozenTrial:
+        trial = self._one(number)
+        if trial.state != TrialState.RUNNING:
+            raise ValueError(f"trial {number} was told before: it is {_STATES[trial.state]}")
         return trial
 
-    def _evaluated(self, params: Mapping[str, Any]) -> Trial | None:
-        return next((t for t in self.trials() if t.state in ("done", "failed") and t.params == params), None)
+    def _refuse(self, number: int, values: Sequence[float], violations: Mapping[str, float] | None) -> Trial | None:
+        """Record constraints; where an objective is no number the trial has failed."""
+        trial, violations = self._running(number), violations or {}
+        if set(violations) != set(self._constraints):
+            expected, got = list(self._constraints), list(violations)
+            raise ValueError(f"trial {number}: expected violations of {expected}, got {got}")
+        numbers = [*zip(self._objectives, values, strict=True), *violations.items()]
+        bad = [f"{name}={value}" for name, value in numbers if not math.isfinite(value)]
+        if bad:
+            return self.fail(number, f"not a finite number: {', '.join(bad)}")
+        self._constrain(trial, violations)
+        return None
 
-    def _attribute(self, frozen: FrozenTrial, key: str, value: object) -> None:
-        # Optuna offers this on a live trial only; a trial of an earlier process is known by its frozen copy.
-        self._study._storage.set_trial_user_attr(frozen._trial_id, key, value)
+    # Optuna offers the next two on a live trial only; here a trial is known by its frozen copy.
+
+    def _constrain(self, trial: FrozenTrial, violations: Mapping[str, float]) -> None:
+        for key, value in violations.items():
+            self._study._storage.set_trial_system_attr(trial._trial_id, f"constraints:{key}", float(value))
+
+    def _note(self, trial: FrozenTrial, **attrs: Any) -> None:
+        for key, value in attrs.items():
+            self._study._storage.set_trial_user_attr(trial._trial_id, key, value)
+
+
+def importances(trials: Sequence[Trial], space: Space, objectives: Mapping[str, str]) -> dict[str, float]:
+    """How much each parameter decides whether a trial reaches the front, adding up to 1, largest first.
+
+    PED-ANOVA (arXiv 2304.10255) over fully trained trials. Nothing is said (empty) about fewer than four.
+    """
+    done = [trial for trial in trials if trial.state == "done"]
+    if len(done) < 4:
+        return {}
+    study = optuna.create_study(directions=_directions(objectives))
+    study.add_trials([recorded(space, trial.params, trial.values or (), trial.violations) for trial in done])
+    return optuna.importance.get_param_importances(study)
+
+
+def _directions(objectives: Mapping[str, str]) -> list[Direction]:
+    return ["maximize" if direction == "max" else "minimize" for direction in objectives.values()]
 
 
 def _trial(frozen: FrozenTrial) -> Trial:
-    done = frozen.state == TrialState.COMPLETE
+    values = frozen.values if frozen.state == TrialState.COMPLETE else frozen.user_attrs.get("values")
+    state = _STATES[frozen.state]
     return Trial(
         number=frozen.number,
         params=dict(frozen.params),
-        state=_STATES[frozen.state],
-        values=tuple(frozen.values) if done else None,
+        state=state,
+        values=tuple(values) if values and state in ("done", "stopped") else None,
         reason=frozen.user_attrs.get("reason", ""),
         repeats=frozen.user_attrs.get("repeats"),
+        epochs=frozen.user_attrs.get("epochs") if state == "stopped" else None,
+        violations=dict(frozen.constraints),
     )

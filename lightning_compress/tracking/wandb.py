@@ -1,52 +1,40 @@
 """Weights & Biases: the only file that imports wandb, and only when a run is opened (the import takes 0.7 s).
 
 W&B mirrors what is in the result files, so a failure of W&B (refused, unreachable, full disk) is a warning and never
-stops or fails a training. Everything a run writes, staged artifacts included, lies under `<folder>/wandb`; keep that
-folder where it is until it is synced, since W&B notes absolute paths.
+stops or fails a training. Everything a run writes, staged artifacts included, lies under `<folder>/wandb`, from where
+`tracking.sync` uploads it.
 """
 
-import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal, final
+from typing import TYPE_CHECKING, Any, final
+
+from lightning_compress.tracking.mode import (
+    Mode,
+    ModeName,
+    announced,
+    in_outage,
+    inside,
+    mode_named,
+    note_outage,
+    one_line,
+)
 
 if TYPE_CHECKING:
     import wandb
 
-ModeName = Literal["online", "offline", "disabled"]
-
-# A server that is down must cost seconds: W&B's own limits are 10 s, 90 s and none.
+# A server that is down must cost seconds: W&B's own limits are 10 s, 20 s, 90 s and none.
 LOGIN_SECONDS = "5"
+REQUEST_SECONDS = "5"
 INIT_SECONDS = 8.0
-FINISH_SECONDS = 60.0  # what is not uploaded by then stays on disk for `wandb sync`
+FINISH_SECONDS = 15.0  # what is not uploaded by then stays on disk for `lightning-compress sync`
 
-_MODES: dict[str, ModeName | None] = {
-    "auto": None,
-    "online": None,
-    "run": None,
-    "offline": "offline",
-    "dryrun": "offline",
-    "disabled": "disabled",
-}
-
-
-@final
-@dataclass(frozen=True)
-class Mode:
-    """Where runs go, and the sentence that tells the user so and how to upload them later.
-
-    Example:
-        >>> Mode("disabled", "W&B is off.").name
-        'disabled'
-    """
-
-    name: ModeName
-    sentence: str
+_OPEN: set[str] = set()  # ids of the runs that this process has open
 
 
 def choose_mode(folder: Path, wanted: str = "auto") -> Mode:
@@ -54,28 +42,20 @@ def choose_mode(folder: Path, wanted: str = "auto") -> Mode:
 
     `wanted` is auto, online, offline or disabled; auto leaves it to the environment variable WANDB_MODE. Online
     without a login (WANDB_API_KEY, netrc, W&B's own settings) that the server accepts within seconds becomes offline.
+    The server is asked once here; `log_run` takes the name of the mode as it is.
 
     Raises:
         ValueError: the mode is unknown.
 
     Example:
         >>> choose_mode(Path("runs"), "offline").sentence
-        'W&B logs offline (as asked). To upload: `wandb login`, then `wandb sync runs/wandb`.'
+        'W&B logs offline (as asked). To upload: `wandb login`, then `lightning-compress sync runs`.'
     """
-    asked = wanted if wanted != "auto" else os.environ.get("WANDB_MODE") or "auto"
-    if asked not in _MODES:
-        near = difflib.get_close_matches(asked, _MODES, n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"unknown W&B mode {asked!r}: expected auto, online, offline or disabled{hint}")
-    name, reason = _MODES[asked], "as asked"
-    if name is None:
-        missing = _missing_login(folder)
-        name, reason = ("online", "") if missing is None else ("offline", missing)
-    if name == "disabled":
-        return Mode(name, "W&B is off.")
-    if name == "online":
-        return Mode(name, f"W&B logs online (you are logged in); a copy stays in {folder / 'wandb'}.")
-    return Mode(name, f"W&B logs offline ({reason}). To upload: `wandb login`, then {_sync(folder)}.")
+    name = mode_named(wanted)
+    if name in ("offline", "disabled"):
+        return announced(name, folder)
+    missing = _missing_login(folder)
+    return announced("online", folder) if missing is None else announced("offline", folder, missing)
 
 
 @final
@@ -131,13 +111,13 @@ class Run:
         """Log a table of `rows`, one value per column each."""
 
         def log(handle: "wandb.Run") -> None:
-            handle.log({name: _library().Table(columns=list(columns), data=[list(row) for row in rows])})
+            handle.log({name: wandb_library().Table(columns=list(columns), data=[list(row) for row in rows])})
 
         self._mirror(f"log the table {name!r}", log)
 
     def plotly(self, name: str, figure: object) -> None:
         """Log a plotly figure."""
-        self._mirror(f"log the figure {name!r}", lambda handle: handle.log({name: _library().Plotly(figure)}))
+        self._mirror(f"log the figure {name!r}", lambda handle: handle.log({name: wandb_library().Plotly(figure)}))
 
     def artifact(
         self,
@@ -151,7 +131,7 @@ class Run:
         """Log the file, or everything in the folder, at `path` as an artifact; it is copied at once."""
 
         def log(handle: "wandb.Run") -> None:
-            artifact = _library().Artifact(name, type=type, metadata=dict(metadata or {}))
+            artifact = wandb_library().Artifact(name, type=type, metadata=dict(metadata or {}))
             add = artifact.add_dir if path.is_dir() else artifact.add_file
             add(str(path))
             handle.log_artifact(artifact, aliases=list(aliases))
@@ -179,24 +159,32 @@ def log_run(
     *,
     config: Mapping[str, Any],
     folder: Path,
-    mode: ModeName,
+    mode: str,
     x_axis: str = "epoch",
+    patience: float = FINISH_SECONDS,
 ) -> Iterator[Run]:
     """Open one W&B run for the length of the `with` block, and always finish it: exit code 0, or 1 on an exception.
 
-    `config` is the resolved config; `folder` is made if need be and is the study's, shared by its trials; `x_axis`
-    is the metric that curves are drawn over. A run that cannot start is a warning, and drops what it is given.
+    `config` is the resolved config; `folder` is made if need be and is the study's, shared by its trials; `mode` is
+    online, offline, disabled, or auto to have it chosen; `x_axis` is the metric that curves are drawn over; `patience`
+    is for how many seconds the end waits for uploads. A run of the same id goes on where it stopped. One that cannot
+    start online is kept offline, one that cannot start at all drops what it is given; either is a warning.
+
+    Raises:
+        ValueError: the mode is unknown.
 
     Example:
         >>> labels = Labels(project="digits", id="digits-0", name="digits")
         >>> with log_run(labels, config={"lr": 0.1}, folder=Path("runs"), mode="disabled") as run:
         ...     run.log({"epoch": 1, "val/accuracy": 0.5})
     """
-    if mode == "disabled":
+    name = mode_named(mode) or choose_mode(folder, mode).name
+    if name == "disabled":
         yield Run(None)
         return
-    with _environment(folder):
-        run = Run(_start(labels, config, folder, mode))
+    with inside(folder, WANDB_HTTP_TIMEOUT=os.environ.get("WANDB_HTTP_TIMEOUT", REQUEST_SECONDS)):
+        run = Run(_start(labels, config, folder, name, patience))
+        _OPEN.add(labels.id)
         exit_code = 1
         try:
             run.use_axis(x_axis)
@@ -204,27 +192,43 @@ def log_run(
             exit_code = 0
         finally:
             run.finish(exit_code)
+            _OPEN.discard(labels.id)
 
 
-def _start(labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeName) -> "wandb.Run | None":
+def _start(
+    labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeName, patience: float
+) -> "wandb.Run | None":
+    if mode == "online" and not in_outage(folder):
+        try:
+            return _open(labels, config, folder, mode, patience)
+        except Exception as error:
+            _warn(f"W&B run {labels.id}: could not start online", error, "it is kept offline")
+            with suppress(OSError):
+                note_outage(folder)
+            if not _OPEN:
+                wandb_library().teardown()  # the service keeps the id of a run that it could not start
     try:
-        return _open(labels, config, folder, mode)
+        return _open(labels, config, folder, "offline", patience)
     except Exception as error:
-        _warn(f"W&B run {labels.id}: could not start {mode}", error, "the run goes on without W&B")
+        _warn(f"W&B run {labels.id}: could not start offline", error, "the run goes on without W&B")
         return None
 
 
-def _open(labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeName) -> "wandb.Run":
+def _open(labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeName, patience: float) -> "wandb.Run":
     # W&B answers an unwritable folder by writing to the system's temporary one; this raises instead.
     (folder / "wandb").mkdir(parents=True, exist_ok=True)
-    library = _library()
+    library = wandb_library()
     settings = library.Settings(
         console="off",
         silent=True,
         init_timeout=INIT_SECONDS,
-        finish_timeout=FINISH_SECONDS,
+        finish_timeout=patience,
         finish_timeout_raises=True,
         x_transaction_log_flush_interval=1,  # W&B's default of 15 s loses a short trial that is killed
+        # Results carry their provenance; that W&B looks it up too takes a quarter of a second for each run.
+        x_save_requirements=False,
+        disable_git=True,
+        disable_code=True,
     )
     run: wandb.Run = library.init(
         project=labels.project,
@@ -237,6 +241,7 @@ def _open(labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeNam
         dir=str(folder),
         mode=mode,
         reinit="create_new",
+        resume="allow",  # else a trial that goes on counts its steps from 0 again and loses its summary
         settings=settings,
     )
     os.environ.pop("WANDB_SERVICE", None)  # for the child processes started while the run is open
@@ -245,55 +250,27 @@ def _open(labels: Labels, config: Mapping[str, Any], folder: Path, mode: ModeNam
 
 def _missing_login(folder: Path) -> str | None:
     """Why runs cannot go online, or None when they can."""
-    with _environment(folder, WANDB_HTTP_TIMEOUT=os.environ.get("WANDB_HTTP_TIMEOUT", LOGIN_SECONDS)):
+    with inside(folder, WANDB_HTTP_TIMEOUT=os.environ.get("WANDB_HTTP_TIMEOUT", LOGIN_SECONDS)):
         try:
-            found = _library().login(prompt=False, verify=True)
+            found = wandb_library().login(prompt=False, verify=True)
         except Exception as error:
-            return _one_line(error)
+            return one_line(error)
     return None if found else "no W&B login found"
 
 
-@contextmanager
-def _environment(folder: Path, **more: str) -> Iterator[None]:
-    """Keep what W&B stages and caches inside `folder`, its greetings off the terminal and its service to ourselves.
-
-    A process finds the W&B service of its parent through WANDB_SERVICE and fails if that one is gone. Without it each
-    process starts its own, so that a trial outlives the driver and one crash does not reach the others.
-    """
-    place = folder.resolve() / "wandb"
-    inside = {
-        "WANDB_DATA_DIR": str(place / "data"),
-        "WANDB_CACHE_DIR": str(place / "cache"),
-        "WANDB_SILENT": "true",
-        **more,
-    }
-    before = {key: os.environ.get(key) for key in inside}
-    os.environ.pop("WANDB_SERVICE", None)
-    os.environ.update(inside)
-    try:
-        yield
-    finally:
-        os.environ.pop("WANDB_SERVICE", None)
-        for key, value in before.items():
-            if value is None:
-                os.environ.pop(key, None)
-            else:
-                os.environ[key] = value
-
-
-def _library() -> ModuleType:
+def wandb_library() -> ModuleType:
+    """The wandb package, imported here on first use."""
     import wandb
 
     return wandb
 
 
-def _sync(folder: Path) -> str:
-    return f"`wandb sync {folder / 'wandb'}`"
+def record_class() -> Any:
+    """The protocol buffer that W&B writes its logs in."""
+    from wandb.proto import wandb_internal_pb2
+
+    return vars(wandb_internal_pb2)["Record"]  # made when the module is loaded: type checkers do not see it
 
 
 def _warn(what: str, error: Exception, then: str) -> None:
-    warnings.warn(f"{what} ({_one_line(error)}): {then}", RuntimeWarning, stacklevel=2)
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    warnings.warn(f"{what} ({one_line(error)}): {then}", RuntimeWarning, stacklevel=2)

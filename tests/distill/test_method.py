@@ -154,3 +154,10 @@ def test_no_alarm_while_the_weight_is_zero() -> None:
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Distill(teacher(), **options)
+
+
+def test_given_outputs_go_to_the_teacher() -> None:
+    given, outputs = torch.randn(9, 3), torch.randn(2, 3)
+    method = Distill(teacher(), cache=True, outputs=given, weight=1.0, temperature=2.0)
+    term = method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=torch.tensor([7, 1])))["distill"]
+    torch.testing.assert_close(term, kl(outputs, given[[7, 1]], 2.0))

@@ -123,3 +123,18 @@ def test_cache_refuses_batches_without_an_index() -> None:
         teacher(DATA)
     with pytest.raises(ValueError, match="needs batches with a sample index"):
         teacher(DATA, torch.arange(50))
+
+
+def test_given_outputs_are_what_it_says_and_it_never_runs() -> None:
+    model = Counting()
+    given = torch.randn(50, 4)
+    teacher = Teacher(model, cache=True, outputs=given)
+    assert torch.equal(call(teacher, 4, 49, 0), given[[4, 49, 0]])
+    assert model.seen == []
+    with pytest.raises(ValueError, match="no random transform"):
+        call(teacher, 1, view=-1)
+
+
+def test_outputs_without_a_cache_are_refused() -> None:
+    with pytest.raises(ValueError, match="write cache=true, or leave outputs away"):
+        Teacher(Counting(), outputs=torch.randn(50, 4))

@@ -68,7 +68,7 @@ def test_every_sweep(path: Path) -> None:
 def test_defaults() -> None:
     config = compose()
     assert config["methods"] == {"prune": None, "quantize": None, "distill": None}
-    assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None}
+    assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None}
     assert config["wandb"]["name"] == "run"
 
 

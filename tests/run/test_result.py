@@ -77,3 +77,11 @@ def test_another_schema_version(tmp_path: Path) -> None:
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no finished run: there is no result\.json in it"):
         Result.load(tmp_path)
+
+
+def test_another_name(tmp_path: Path) -> None:
+    result = Result(name="a", status="paused")
+    assert result.save(tmp_path, "rung-3.json") == tmp_path / "rung-3.json"
+    assert Result.load(tmp_path, "rung-3.json") == result
+    with pytest.raises(ValueError, match=r"there is no result\.json in it"):
+        Result.load(tmp_path)

@@ -133,3 +133,10 @@ def test_phases(phase: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         check({**DEFAULTS, "methods": on, "phases": [phase]}, DEFAULTS)
     check({**DEFAULTS, "methods": on, "phases": [{"methods": []}, {"methods": ["prune"], "epochs": 2}]}, DEFAULTS)
+
+
+def test_what_is_timed_must_be_exported() -> None:
+    assert compose(["measure.latency=false"])["measure"]["onnx"] is False
+    assert compose(["measure.latency=false", "measure.onnx=true"])["measure"]["onnx"] is True
+    with pytest.raises(ConfigError, match=r"set measure\.onnx=true, or measure\.latency=false too"):
+        compose(["measure.onnx=false"])

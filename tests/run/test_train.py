@@ -51,6 +51,7 @@ def test_a_run_records_everything(joint: tuple[Path, Result], joint_overrides: S
         "config.json",
         "model.lcz",
         "phase0.ckpt",
+        "place.json",
         "result.json",
         "weights.pt",
     }
@@ -150,7 +151,7 @@ def test_a_run_that_fails_leaves_no_result(configure: Any, tmp_path: Path, monke
     monkeypatch.setattr(measure, "measure", broken)
     with pytest.raises(OSError, match="No space"):
         train(configure("epochs=1"), tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "phase0.ckpt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["config.json", "phase0.ckpt", "place.json"]
 
 
 def test_the_same_seed_gives_the_same_run_and_another_one_does_not(configure: Any, tmp_path: Path) -> None:
@@ -241,10 +242,8 @@ def test_threads_are_set_for_the_run_alone(configure: Any, tmp_path: Path, monke
 
 def test_what_is_said_about_logging(configure: Any, tmp_path: Path) -> None:
     assert announce(configure(), tmp_path) == "W&B is off."
-    assert f"`wandb sync {tmp_path / 'wandb'}`" in announce(configure("wandb.mode=offline"), tmp_path)
-    assert "`wandb sync elsewhere/wandb`" in announce(
-        configure("wandb.mode=offline", "wandb.folder=elsewhere"), tmp_path
-    )
+    assert f"sync {tmp_path}`" in announce(configure("wandb.mode=offline"), tmp_path)
+    assert "sync elsewhere`" in announce(configure("wandb.mode=offline", "wandb.folder=elsewhere"), tmp_path)
 
 
 def test_the_configuration_is_kept_beside_the_run(joint: tuple[Path, Result]) -> None:

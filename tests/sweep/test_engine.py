@@ -1,32 +1,20 @@
-from __future__ import annotations
-
-import io
 import json
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import pytest
-from rich.console import Console
 
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import engine, record
-from lightning_compress.sweep.progress import Progress
-from lightning_compress.sweep.record import StudyRecord
+from lightning_compress.sweep import check, record
 from lightning_compress.sweep.spec import StudySpec
-
-if TYPE_CHECKING:
-    from tests.sweep.conftest import Bench, MakeBench
-
-
-def _sweep(spec: StudySpec, bench: Bench, folder: Path, *, fresh: bool = False) -> tuple[StudyRecord, list[str]]:
-    out = io.StringIO()
-    found = engine.sweep(spec, bench.tools, folder=folder, progress=Progress(Console(file=out, width=200)), fresh=fresh)
-    return found, out.getvalue().splitlines()
+from tests.sweep import toy
+from tests.sweep.conftest import MakeBench
+from tests.sweep.toy import Bench, run_study
 
 
 def _kinds(bench: Bench) -> Counter[str]:
@@ -34,10 +22,11 @@ def _kinds(bench: Bench) -> Counter[str]:
 
 
 def test_every_step_of_a_study(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
-    found, lines = _sweep(spec, bench, tmp_path / "study")
+    found, lines = run_study(spec, bench, tmp_path / "study")
     points = len(found.front)
     assert _kinds(bench) == {"teacher": 1, "baseline": 2, "trial": 8, "confirm": 2 * (points + 2)}
     assert bench.names[:3] == ["baseline-1", "baseline-0", "teacher-0"], "later runs are timed beside the reference"
+    assert Counter(bench.timed) == Counter(name for name in bench.names if not name.startswith("confirm"))
     assert sorted(bench.tested) == sorted([point.run for point in (*found.front, *found.baselines)])
     assert [point.name for point in found.baselines] == ["half", "full"]
     assert found.points[0].params["bits"] == 8
@@ -52,17 +41,16 @@ def test_every_step_of_a_study(spec: StudySpec, bench: Bench, tmp_path: Path) ->
 
 def test_what_each_run_is_told(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
     folder = tmp_path / "a study's, folder"
-    _sweep(spec, bench, folder)
+    run_study(spec, bench, folder)
     configs = dict(bench.trained)
     identity = json.loads((folder / "study.json").read_text())["identity"]
     teacher, half, trial = configs["teacher-0"], configs["baseline-0"], configs["trial-0"]
     assert teacher["model"]["width"] == 2
     assert teacher["teacher"]["weights"] is None
-    assert configs["baseline-1"]["measure"]["reference"] is None
-    reference = str(folder / "runs/baseline-1/model.onnx")
     again = configs["confirm-baseline-0-101"]
-    assert {run["measure"]["reference"] for run in (half, teacher, trial)} == {reference}
-    assert again["measure"]["latency"] is False, "a latency does not depend on the seed"
+    assert {run["measure"]["latency"] for run in configs.values()} == {False}, "it is timed alone, later"
+    assert trial["measure"]["onnx"] is True
+    assert again["measure"]["onnx"] is False, "a latency does not depend on the seed"
     assert half["teacher"]["weights"] is None
     assert trial["teacher"] == {"weights": str(folder / "runs/teacher-0/weights.pt"), "model": teacher["model"]}
     assert trial["wandb"] == {
@@ -81,13 +69,13 @@ def test_what_each_run_is_told(spec: StudySpec, bench: Bench, tmp_path: Path) ->
 
 
 def test_confirmation_keeps_the_selection(spec: StudySpec, make_bench: MakeBench, bench: Bench, tmp_path: Path) -> None:
-    found, _ = _sweep(spec, bench, tmp_path / "study")
+    found, _ = run_study(spec, bench, tmp_path / "study")
     for point in (*found.front, *found.baselines):
         # The formula takes (seed mod 7) / 1000 off: 101 is 3, 102 is 4.
         assert point.confirmed == pytest.approx((point.values[0] - 0.003, point.values[0] - 0.004))
         assert point.test == pytest.approx({"test/accuracy": point.values[0] - 0.01})
     without = replace(spec, confirm_seeds=[], test=False)
-    other, _ = _sweep(without, make_bench(), tmp_path / "other")
+    other, _ = run_study(without, make_bench(), tmp_path / "other")
     assert [point.name for point in other.front] == [point.name for point in found.front]
     assert {point.confirmed for point in other.front} == {()}
     assert not list((tmp_path / "other").rglob("test.json"))
@@ -96,23 +84,23 @@ def test_confirmation_keeps_the_selection(spec: StudySpec, make_bench: MakeBench
 def test_a_finished_study_runs_nothing_and_says_the_same(
     spec: StudySpec, make_bench: MakeBench, bench: Bench, tmp_path: Path
 ) -> None:
-    first, lines = _sweep(spec, bench, tmp_path / "study")
+    first, lines = run_study(spec, bench, tmp_path / "study")
     idle = make_bench()
-    second, again = _sweep(spec, idle, tmp_path / "study")
+    second, again = run_study(spec, idle, tmp_path / "study")
     assert (idle.trained, idle.tested) == ([], [])
     assert second == first
-    assert again == lines[-len(again) :]
+    assert again[1:] == lines[1 - len(again) :]
     assert not [line for line in again if line.startswith("[")]
 
 
 def test_more_trials_go_on_from_those_there_are(
     spec: StudySpec, make_bench: MakeBench, bench: Bench, tmp_path: Path
 ) -> None:
-    _sweep(replace(spec, trials=5, confirm_seeds=[], test=False), bench, tmp_path / "study")
+    run_study(replace(spec, trials=5, confirm_seeds=[], test=False), bench, tmp_path / "study")
     more = make_bench()
-    found, _ = _sweep(replace(spec, confirm_seeds=[], test=False), more, tmp_path / "study")
+    found, _ = run_study(replace(spec, confirm_seeds=[], test=False), more, tmp_path / "study")
     assert more.names == ["trial-5", "trial-6", "trial-7"]
-    straight, _ = _sweep(replace(spec, confirm_seeds=[], test=False), make_bench(), tmp_path / "straight")
+    straight, _ = run_study(replace(spec, confirm_seeds=[], test=False), make_bench(), tmp_path / "straight")
     assert [point.params for point in found.points] == [point.params for point in straight.points]
 
 
@@ -127,9 +115,9 @@ def test_a_killed_study_ends_as_one_that_was_not(
 
     first, rest, whole = make_bench(killed), make_bench(), make_bench()
     with pytest.raises(KeyboardInterrupt):
-        _sweep(spec, first, tmp_path / "study")
-    found, _ = _sweep(spec, rest, tmp_path / "study")
-    straight, _ = _sweep(spec, whole, tmp_path / "straight")
+        run_study(spec, first, tmp_path / "study")
+    found, _ = run_study(spec, rest, tmp_path / "study")
+    straight, _ = run_study(spec, whole, tmp_path / "straight")
     assert first.names[-1] == rest.names[0] == stopped_at
     assert Counter(first.names[:-1] + rest.names) == Counter(whole.names)
     assert [(point.params, point.values) for point in found.front] == [
@@ -141,14 +129,14 @@ def test_a_killed_study_ends_as_one_that_was_not(
 def test_a_result_that_was_not_told_is_not_trained_again(
     spec: StudySpec, make_bench: MakeBench, bench: Bench, tmp_path: Path
 ) -> None:
-    _sweep(replace(spec, trials=2, confirm_seeds=[], test=False), bench, tmp_path / "study")
-    study = record.open_study(tmp_path / "study", spec)
-    trial = study.ask(engine.check(spec, bench.tools))
+    short = replace(spec, trials=3, confirm_seeds=[], test=False)
+    run_study(replace(short, trials=2), bench, tmp_path / "study")
+    trial = record.open_study(tmp_path / "study", spec).ask(check.check(spec, bench.tools).space)
     config = bench.tools.compose([f"bits={trial.params['bits']}", "++wandb.folder=x"])
     (tmp_path / "study/runs/trial-2").mkdir()
-    bench.train(config, tmp_path / "study/runs/trial-2")
+    toy.trial(config, str(tmp_path / "study/runs/trial-2"), [], 0.0)
     rest = make_bench()
-    found, _ = _sweep(replace(spec, trials=3, confirm_seeds=[], test=False), rest, tmp_path / "study")
+    found, _ = run_study(short, rest, tmp_path / "study")
     assert rest.names == []
     assert found.count("done") == 3
 
@@ -159,14 +147,12 @@ def test_failing_trials_are_recorded_and_the_sweep_goes_on(
     def fails(config: dict[str, Any]) -> dict[str, float]:
         if config["wandb"]["name"] == "trial-1":
             raise ValueError("diverged\nbadly")
-        return {}
+        return {"val/accuracy": float("inf")} if config["wandb"]["name"] == "trial-2" else {}
 
-    bench = make_bench(fails)
-    bench.train = _lenient(bench)  # type: ignore[method-assign]
-    found, lines = _sweep(spec, bench, tmp_path / "study")
+    found, lines = run_study(spec, make_bench(fails), tmp_path / "study")
     assert [(t.number, t.reason) for t in found.trials if t.state == "failed"] == [
         (1, "ValueError: diverged badly"),
-        (2, "not a finite number: val/accuracy=inf"),
+        (2, "ValueError: the result of 'trial-2' is not finite (val/accuracy=inf)"),
     ]
     assert found.count("done") == 6
     line = next(line for line in lines if "trial 1 failed" in line)
@@ -175,20 +161,6 @@ def test_failing_trials_are_recorded_and_the_sweep_goes_on(
     trace = (tmp_path / "study/runs/trial-1/error.txt").read_text()
     assert trace.startswith("Traceback")
     assert "diverged" in trace
-
-
-def _lenient(bench: Bench) -> Any:
-    """Training whose second trial returns what JSON has no number for; a real one refuses to write it."""
-    strict = bench.train
-
-    def train(config: dict[str, Any], folder: Path) -> Result:
-        result = strict(config, folder)
-        if folder.name == "trial-2":
-            result.metrics["val/accuracy"] = float("inf")
-            result.save = lambda folder: folder  # type: ignore[method-assign]
-        return result
-
-    return train
 
 
 def test_no_trial_at_all_is_an_error_with_the_last_reason(
@@ -200,7 +172,7 @@ def test_no_trial_at_all_is_an_error_with_the_last_reason(
         return {}
 
     with pytest.raises(ValueError, match=r"no trial .* has finished: 8 failed, the last one with ValueError: no such"):
-        _sweep(spec, make_bench(fails), tmp_path / "study")
+        run_study(spec, make_bench(fails), tmp_path / "study")
 
 
 @pytest.mark.parametrize("name", ["the teacher", "baseline half"])
@@ -213,7 +185,7 @@ def test_without_a_dense_net_there_is_no_study(
         return {}
 
     with pytest.raises(ValueError, match=rf"{name} failed, nothing can be compared: ValueError: out of luck"):
-        _sweep(spec, make_bench(fails), tmp_path / "study")
+        run_study(spec, make_bench(fails), tmp_path / "study")
 
 
 def test_a_confirmation_that_fails_is_left_out(spec: StudySpec, make_bench: MakeBench, tmp_path: Path) -> None:
@@ -222,7 +194,7 @@ def test_a_confirmation_that_fails_is_left_out(spec: StudySpec, make_bench: Make
             raise ValueError("bad luck")
         return {}
 
-    found, lines = _sweep(spec, make_bench(fails), tmp_path / "study")
+    found, lines = run_study(spec, make_bench(fails), tmp_path / "study")
     assert len(found.baselines[0].confirmed) == 1
     assert any("half, seed 101 failed: ValueError: bad luck" in line for line in lines)
 
@@ -241,10 +213,10 @@ def test_nothing_is_touched_when_the_study_is_wrong(
     spec: StudySpec, bench: Bench, tmp_path: Path, change: dict[str, Any], message: str
 ) -> None:
     good = replace(spec, trials=1, confirm_seeds=[])
-    _sweep(good, bench, tmp_path / "study")
+    run_study(good, bench, tmp_path / "study")
     before = sorted(tmp_path.rglob("*"))
     with pytest.raises(ValueError) as caught:
-        _sweep(replace(good, **change), bench, tmp_path / "study", fresh=True)
+        run_study(replace(good, **change), bench, tmp_path / "study", fresh=True)
     assert message in str(caught.value)
     assert sorted(tmp_path.rglob("*")) == before
 
@@ -252,22 +224,22 @@ def test_nothing_is_touched_when_the_study_is_wrong(
 def test_a_misnamed_objective_can_be_put_right(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
     wrong = replace(spec, objectives={"val/accuracz": "max"})
     with pytest.raises(ValueError, match=r"objectives: no 'val/accuracz' in the result .* it has .*val/accuracy"):
-        _sweep(wrong, bench, tmp_path / "study")
+        run_study(wrong, bench, tmp_path / "study")
     assert bench.names == ["baseline-1"]
-    _sweep(spec, bench, tmp_path / "study")
+    run_study(spec, bench, tmp_path / "study")
     assert bench.names.count("baseline-1") == 1
 
 
 def test_another_study_does_not_continue_this_one(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
-    _sweep(spec, bench, tmp_path / "study")
+    run_study(spec, bench, tmp_path / "study")
     other = replace(spec, space={"bits": [2, 4]}, enqueue=[])
     with pytest.raises(ValueError, match="begun with another space, enqueue"):
-        _sweep(other, bench, tmp_path / "study")
-    found, _ = _sweep(replace(other, trials=2), bench, tmp_path / "study", fresh=True)
+        run_study(other, bench, tmp_path / "study")
+    found, _ = run_study(replace(other, trials=2), bench, tmp_path / "study", fresh=True)
     assert len(found.points) == 2
     assert (tmp_path / "study.previous/runs/trial-7/result.json").exists()
     assert not (tmp_path / "report/results/trial-7").exists()
-    _sweep(replace(other, trials=2), bench, tmp_path / "study", fresh=True)
+    run_study(replace(other, trials=2), bench, tmp_path / "study", fresh=True)
     assert not (tmp_path / "study.previous/runs/trial-7").exists()
 
 
@@ -276,7 +248,7 @@ def test_a_folder_of_somebody_elses_is_left_alone(spec: StudySpec, bench: Bench,
     (tmp_path / "study").mkdir()
     (tmp_path / "study/thesis.tex").write_text("mine")
     with pytest.raises(ValueError, match="holds no study but is not empty"):
-        _sweep(spec, bench, tmp_path / "study", fresh=fresh)
+        run_study(spec, bench, tmp_path / "study", fresh=fresh)
     assert (tmp_path / "study/thesis.tex").read_text() == "mine"
 
 
@@ -285,7 +257,7 @@ def test_one_process_at_a_time(spec: StudySpec, bench: Bench, tmp_path: Path) ->
         filelock.FileLock(tmp_path / ".study.lock"),
         pytest.raises(ValueError, match="another process is running the study"),
     ):
-        _sweep(spec, bench, tmp_path / "study")
+        run_study(spec, bench, tmp_path / "study")
     assert bench.trained == []
 
 

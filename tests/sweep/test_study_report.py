@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import csv
 import io
 import json
@@ -7,26 +5,25 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from lightning_compress.sweep import engine, plan, publish, record, report
+from lightning_compress.sweep import plan, publish, record, report
 from lightning_compress.sweep.progress import Progress, final_table, shown, size
 from lightning_compress.sweep.record import StudyRecord
+from lightning_compress.sweep.spec import StudySpec
 from lightning_compress.sweep.study import Trial
 from lightning_compress.tracking.wandb import Run
-
-if TYPE_CHECKING:
-    from lightning_compress.sweep.spec import StudySpec
-    from tests.sweep.conftest import Bench, MakeBench
+from tests.sweep.conftest import MakeBench
+from tests.sweep.toy import Bench, run_study
 
 EVIL = "</script><script>window.hacked=1</script><b>&"
 
 
 def _done(spec: StudySpec, bench: Bench, folder: Path) -> StudyRecord:
-    return engine.sweep(spec, bench.tools, folder=folder, progress=Progress(Console(file=io.StringIO())))
+    return run_study(spec, bench, folder)[0]
 
 
 class _Page(HTMLParser):
@@ -183,7 +180,7 @@ def test_spread_is_the_sample_deviation() -> None:
 def test_a_terminal_shows_bar_counts_and_front(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
     out = io.StringIO()
     console = Console(file=out, force_terminal=True, width=120, height=40)
-    engine.sweep(spec, bench.tools, folder=tmp_path / "study", progress=Progress(console))
+    run_study(spec, bench, tmp_path / "study", console=console)
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", out.getvalue())
     assert "/11" in text
     assert "trials 8 done, 0 stopped, 0 failed" in text
@@ -234,7 +231,7 @@ class _Log:
         self.artifacts: dict[str, tuple[set[str], dict[str, Any]]] = {}
         self.numbers: dict[str, float] = {}
 
-    def __enter__(self) -> _Log:
+    def __enter__(self) -> "_Log":
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -256,7 +253,7 @@ class _Log:
 def test_the_study_run_of_wandb(spec: StudySpec, bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened: list[tuple[Any, _Log]] = []
 
-    def log_run(labels: Any, **_: Any) -> _Log:
+    def log_run(labels: Any, **_: Any) -> "_Log":
         opened.append((labels, _Log()))
         return opened[-1][1]
 

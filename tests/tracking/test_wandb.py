@@ -35,7 +35,9 @@ def inspect(folder: Path, run_id: str) -> Records:
     """Records of the run's log by type, read by W&B's own public tool."""
     (log,) = folder.glob(f"wandb/offline-run-*/run-{run_id}.wandb")
     command = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(log)]
-    lines = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout.splitlines()
+    lines = subprocess.run(
+        command, cwd=folder, check=True, capture_output=True, text=True, timeout=60
+    ).stdout.splitlines()
     records: Records = {}
     for record in map(json.loads, lines):
         records.setdefault(record["type"], []).append(record[record["type"]])
@@ -196,7 +198,7 @@ def test_mode_asked_for(
     monkeypatch.setenv("WANDB_MODE", environment)
     mode = choose_mode(tmp_path, wanted)
     assert mode.name == name
-    assert (f"`wandb sync {tmp_path / 'wandb'}`" in mode.sentence) == (name == "offline")
+    assert (f"`lightning-compress sync {tmp_path}`" in mode.sentence) == (name == "offline")
 
 
 def test_unknown_mode_names_the_nearest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,36 @@
+"""Timing a finished run's exported file, later and apart from training."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lightning_compress.export import runtime
+from lightning_compress.run import measure
+from lightning_compress.run.result import Result
+
+
+def time_run(folder: Path, reference: Path | None = None) -> dict[str, Any]:
+    """Time the ONNX file of a finished run beside a dense one and add the numbers to its result; returns them.
+
+    `reference` is by default the run's own: `measure.reference`, or the `dense.onnx` in its folder. Batch, threads and
+    rounds are those of its configuration; the inputs are random, which latency does not depend on. A run that has
+    its numbers is left as it is.
+
+    Raises:
+        FileNotFoundError: there is no ONNX file.
+        ValueError: the folder holds no finished run.
+    """
+    result = Result.load(folder)
+    if "latency_ms" not in result.cost:
+        options = result.config["measure"]
+        own = Path(options["reference"]) if options["reference"] else folder / measure.DENSE
+        timing = measure.Timing(None, options["batch_size"], options["threads"], options["rounds"])
+        model = folder / measure.ONNX
+        inputs = torch.randn(timing.batch_size, *runtime.input_shape(model))
+        result.cost |= measure.time_beside(reference or own, model, inputs, timing)
+        result.save(folder)
+    return {key: value for key, value in result.cost.items() if key in _KEYS or "latency" in key}
+
+
+_KEYS = ("runtime", "device", "threads", "batch_size")

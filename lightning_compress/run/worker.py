@@ -1,0 +1,112 @@
+"""What the jobs of a study call: plain data in, files in the run's folder, plain data out.
+
+A trial and its driver talk through files, each written whole or not at all: the trial writes `predicted.json` before
+it trains and `rung-<E>.json` at each rung; the driver writes `verdict-<E>.json`, which is `{"go": true}` or false.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import filelock
+
+from lightning_compress.run import ranks
+from lightning_compress.run.evaluate import test_metrics
+from lightning_compress.run.predict import predict
+from lightning_compress.run.result import Result, write_json
+from lightning_compress.run.rungs import Rungs
+from lightning_compress.run.targets import Config
+from lightning_compress.run.timing import time_run
+from lightning_compress.run.train import train
+
+PREDICTED, TEST, LOCK = "predicted.json", "test.json", ".lock"
+_LOCK_SECONDS = 30.0
+_PAUSE = 0.05
+
+
+def trial(config: Config, folder: str, rungs: Sequence[int] = (), patience: float = 0.0) -> dict[str, Any]:
+    """Train one trial; at each of `rungs` wait up to `patience` seconds for the driver's verdict.
+
+    Returns `status`, "done" or "paused", and `epoch`, the epochs trained. A trial that is paused, or was killed, goes
+    on with the same call; rungs where the driver said go are passed without another look.
+
+    Raises:
+        TimeoutError: another process is at work in the folder.
+        ValueError: what `train` raises.
+    """
+    home = Path(folder)
+    with _alone_in(home):
+        if ranks.is_first() and not (home / PREDICTED).exists():
+            write_json(home / PREDICTED, _predicted(config))
+        asking = Rungs(rungs, partial(_ask, home, patience), lambda epoch: bool(_verdict(home, epoch)))
+        result = train(config, home, asking)
+    return {"status": result.status, "epoch": len(result.history)}
+
+
+def timing(folder: str, reference: str | None = None) -> dict[str, Any]:
+    """Time a finished run beside the dense ONNX file `reference` (None: its own) and add that to its result.
+
+    Raises:
+        TimeoutError: another process is at work in the folder.
+        ValueError: what `time_run` raises.
+    """
+    home = Path(folder)
+    with _alone_in(home):
+        return time_run(home, Path(reference) if reference else None)
+
+
+def test(folder: str, data: Config | None = None) -> dict[str, float]:  # noqa: PT028  # not a test
+    """Read the test split for a finished run, once: the numbers are in `test.json` from then on.
+
+    `data` replaces that of the run's configuration where the files lie elsewhere now.
+
+    Raises:
+        TimeoutError: another process is at work in the folder.
+        ValueError: what `test_metrics` raises.
+    """
+    home = Path(folder)
+    with _alone_in(home):
+        if not (home / TEST).exists():
+            write_json(home / TEST, test_metrics(home, data))
+        numbers: dict[str, float] = json.loads((home / TEST).read_text())
+        return numbers
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Hold the folder; a process that is about to die may hold it a little longer. Of several ranks, the first does."""
+    if not ranks.is_first():
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        with filelock.FileLock(folder / LOCK, timeout=_LOCK_SECONDS):
+            yield
+    except filelock.Timeout:
+        raise TimeoutError(f"another process has been at work in {folder} for {_LOCK_SECONDS:g} s") from None
+
+
+def _predicted(config: Config) -> dict[str, Any]:
+    try:
+        return predict(config)
+    except Exception as error:  # a method that cannot be predicted may train all the same; what is wrong, training says
+        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+
+
+def _ask(folder: Path, patience: float, result: Result, epoch: int) -> bool:
+    name = f"rung-{epoch}.json"
+    if not (folder / name).exists():
+        result.save(folder, name)
+    until = time.monotonic() + patience
+    while (said := _verdict(folder, epoch)) is None and time.monotonic() < until:
+        time.sleep(_PAUSE)
+    return bool(said)
+
+
+def _verdict(folder: Path, epoch: int) -> bool | None:
+    path = folder / f"verdict-{epoch}.json"
+    return bool(json.loads(path.read_text())["go"]) if path.exists() else None

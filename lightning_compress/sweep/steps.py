@@ -1,0 +1,207 @@
+"""The steps of a sweep, each a source of runs that one loop works through."""
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, final
+
+from lightning_compress.run.result import Result
+from lightning_compress.sweep import check, control, objective, record, runs, space
+from lightning_compress.sweep.ledger import Ledger
+from lightning_compress.sweep.pool import Event, Failed, Finished, Pool
+from lightning_compress.sweep.progress import Progress, told
+from lightning_compress.sweep.publish import StudyRun
+from lightning_compress.sweep.record import Point, StudyRecord
+from lightning_compress.sweep.runs import Run, Runs
+from lightning_compress.sweep.search import Plan, Search
+from lightning_compress.sweep.spec import StudySpec
+
+_PAUSE = 0.02
+_REFRESH = 60.0
+
+
+class Source(Protocol):
+    """Where the runs of one step come from."""
+
+    def next(self) -> Run | None:
+        """The run to start now; None while there is none, and for good when nothing runs either."""
+
+    def on(self, event: Event) -> None:
+        """Take note of what happened to a run."""
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """What every step works on."""
+
+    spec: StudySpec
+    folder: Path
+    runs: Runs
+    ledger: Ledger
+    pool: Pool
+    words: control.Words
+    progress: Progress
+    mirror: StudyRun
+
+
+def drive(job: Job, source: Source) -> None:
+    """Run what a source gives, side by side, until it has no more."""
+    pool = job.pool
+    while True:
+        events = pool.poll()
+        for event in events:
+            source.on(event)
+        run = source.next() if pool.has_room(job.runs.resources) else None
+        if run is not None:
+            job.progress.begin(run.name)
+            pool.start(run)
+        elif pool.idle and not events:
+            return
+        elif not events:
+            time.sleep(_PAUSE)
+        if added := job.words.read():
+            pool.launcher.resize(pool.launcher.workers + added)
+            job.progress.note(f"{pool.launcher.workers} runs at once from now on")
+
+
+def dense(job: Job) -> tuple[str, ...]:
+    """Train the dense baselines and the teacher; returns overrides that name the teacher.
+
+    Raises:
+        ValueError: one of them failed, so that there is nothing to compare with.
+    """
+    titled = _dense_runs(job)
+    job.progress.expect(sum(runs.finished(job.runs.place(run.name)) is None for _, run in titled))
+    drive(job, _Dense(job, titled))
+    return _teaching(job)
+
+
+def _dense_runs(job: Job) -> list[tuple[str, Run]]:
+    """Titles and runs of the dense baselines, the reference first, and of the teacher."""
+    spec = job.spec
+    labels = {name: str(index) for index, name in enumerate(spec.baselines)}
+    ordered = sorted(spec.baselines, key=lambda name: name != spec.reference)
+    found = [
+        (f"baseline {name}", Run("baseline", labels[name], (*spec.dense, *spec.baselines[name]))) for name in ordered
+    ]
+    if spec.teacher is not None:
+        found.append(("the teacher", Run("teacher", "0", (*spec.dense, *spec.teacher))))
+    return found
+
+
+@final
+class _Dense:
+    """Runs that the sweep cannot do without."""
+
+    def __init__(self, job: Job, titled: Sequence[tuple[str, Run]]) -> None:
+        self._job, self._titles = job, {run.name: title for title, run in titled}
+        self._left = deque(run for _, run in titled)
+        self._known = {run.name for run in self._left if runs.finished(job.runs.place(run.name)) is not None}
+
+    def next(self) -> Run | None:
+        return self._left.popleft() if self._left else None
+
+    def on(self, event: Event) -> None:
+        title = self._titles[event.run.name]
+        if isinstance(event, Failed):
+            where = self._job.runs.place(event.run.name) / "error.txt"
+            raise ValueError(f"{title} failed, nothing can be compared: {event.reason} (traceback in {where})")
+        if isinstance(event, Finished):
+            objectives = self._job.spec.objectives
+            values = objective.values(event.result, objectives)
+            if event.run.name not in self._known:
+                named = dict(zip(objectives, values, strict=True))
+                self._job.progress.done(told(title, named, event.result.wall_seconds))
+
+
+def _teaching(job: Job) -> tuple[str, ...]:
+    """Overrides that name the teacher, network, weights and outputs, so that the study file says it once."""
+    if job.spec.teacher is None:
+        return ()
+    place = job.runs.place("teacher-0").resolve()
+    network = f"++teacher.model={space.written(Result.load(place).config['model'])}"
+    return (network, *space.overrides({"teacher.weights": place / "weights.pt"}))
+
+
+def search(job: Job, checked: check.Checked, teaching: tuple[str, ...]) -> None:
+    """Draw and run trials until the study's budget is spent."""
+    study = record.open_study(job.folder, job.spec)
+    study.enqueue([*job.spec.enqueue, *checked.warm])
+    plan = Plan(job.spec, checked.space, teaching, checked.horizon, checked.rungs)
+    source = Search(plan, study, job.runs, job.ledger, job.progress)
+    drive(job, _Mirrored(job, source))
+    source.close()
+
+
+@final
+class _Mirrored:
+    """A search whose front is shown in W&B as it moves."""
+
+    def __init__(self, job: Job, search: Search) -> None:
+        self._job, self._search, self._last = job, search, time.monotonic()
+        self.next = search.next
+
+    def on(self, event: Event) -> None:
+        self._search.on(event)
+        if isinstance(event, Finished) and time.monotonic() - self._last > _REFRESH:
+            self._job.mirror.refresh(record.collect(self._job.folder))
+            self._last = time.monotonic()
+
+
+def confirm(job: Job, found: StudyRecord, teaching: Sequence[str]) -> None:
+    """Train front points and dense baselines again on fresh seeds; what was selected stays selected.
+
+    Only the quality is looked at: a latency does not depend on the seed.
+    """
+    recipes = [(point, (*teaching, *space.overrides(point.params))) for point in found.front]
+    recipes += [(point, (*job.spec.dense, *job.spec.baselines[point.name])) for point in found.baselines]
+    todo = [
+        (point.name, Run("confirm", f"{point.run}-{seed}", (*recipe, f"seed={seed}"), **_again(job.spec, point)))
+        for point, recipe in recipes
+        for seed in job.spec.confirm_seeds
+    ]
+    todo = [(name, run) for name, run in todo if runs.finished(job.runs.place(run.name)) is None]
+    job.progress.expect(len(todo))
+    drive(job, _Confirm(job, todo))
+
+
+def _again(spec: StudySpec, point: Point) -> dict[str, bool]:
+    return {"timed": False, "from_dense": spec.start_dense and point.kind == "trial"}
+
+
+@final
+class _Confirm:
+    """Runs on fresh seeds; one that fails is left out."""
+
+    def __init__(self, job: Job, todo: Sequence[tuple[str, Run]]) -> None:
+        self._job, self._titles = job, {run.name: name for name, run in todo}
+        self._left = deque(run for _, run in todo)
+
+    def next(self) -> Run | None:
+        return self._left.popleft() if self._left else None
+
+    def on(self, event: Event) -> None:
+        title = f"{self._titles[event.run.name]}, seed {event.run.label.rpartition('-')[2]}"
+        if isinstance(event, Failed):
+            where = self._job.runs.place(event.run.name)
+            self._job.progress.done(f"{title} failed: {event.reason} (see {where})")
+        elif isinstance(event, Finished):
+            quality = self._job.spec.quality
+            self._job.progress.done(told(title, {quality: event.result.get(quality)}, event.result.wall_seconds))
+
+
+def test(job: Job, found: StudyRecord) -> None:
+    """Read the test split once for each point that is shown."""
+    job.progress.begin("test split")
+    for point in (*found.front, *found.baselines):
+        place = job.runs.place(point.run)
+        if (place / "test.json").exists():
+            continue
+        handle = job.pool.launcher.submit(job.runs.testing(point.run))
+        while (outcome := handle.poll()) is None:
+            time.sleep(_PAUSE)
+        if outcome.cause != "done":
+            raise ValueError(f"the test split could not be read for {point.name}: {outcome.detail} (see {place})")
