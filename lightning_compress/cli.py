@@ -202,8 +202,9 @@ def _sync(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.tracking.sync import sync
 
     report = sync(arguments.folder)
-    console.print(report.text(), markup=False, highlight=False, soft_wrap=True)
-    report.check()
+    console.print(str(report), markup=False, highlight=False, soft_wrap=True)
+    if not report.complete:
+        raise ValueError("not everything arrived; the same command tries again")
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> None:

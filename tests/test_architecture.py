@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lightning_compress"
 FLOORS = {
     **dict.fromkeys(("core", "coding", "models", "data"), 0),
     **dict.fromkeys(("cost", "tracking"), 1),
-    **dict.fromkeys(("distill", "prune", "quantize", "export"), 2),
+    **dict.fromkeys(("distill", "prune", "quantize", "export", "launch"), 2),
     **dict.fromkeys(("module", "callback"), 3),
     "run": 4,
     "sweep": 5,
@@ -20,7 +20,10 @@ FLOORS = {
 }
 HOMES = {
     "wandb": {"tracking/wandb.py"},
-    "optuna": {"sweep/study.py"},
+    "optuna": {"sweep/study.py", "sweep/view.py", "sweep/store.py"},
+    "optuna_dashboard": {"sweep/dashboard.py"},
+    "submitit": {"launch/slurm.py"},
+    "ray": {"launch/ray.py"},
     "hydra": {"run/config.py"},
     "omegaconf": {"run/config.py"},
     "onnx": {"export/onnx.py"},

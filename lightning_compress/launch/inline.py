@@ -38,6 +38,11 @@ class Inline:
         """None: the driver waits for the job."""
         return 0.0
 
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most."""
+        return 1
+
     def has_room(self, resources: Resources) -> bool:
         """Always: a job is over when `submit` returns."""
         return True

@@ -31,8 +31,8 @@ class Resources:
 class Job:
     """A call of `target`, written `package.module:function`, with `arguments` as keywords, both plain JSON data.
 
-    `name` is unique among the jobs that run; `folder` is where the job's own files go (what it printed, how it ended),
-    on a file system that driver and worker share.
+    `name` is unique among the jobs that run; `folder` is where the job's own files go (what it printed, how it
+    ended), on a file system that driver and worker share.
 
     >>> Job("sum", "math:fsum", {"seq": [1.0, 2.0]}, Path("jobs/sum")).resources.exclusive
     False
@@ -48,7 +48,7 @@ class Job:
 @final
 @dataclass(frozen=True)
 class Outcome:
-    """How a job ended: its `cause`, one line of `detail` where it is not done, the JSON data that the function returned.
+    """How a job ended: its `cause`, one line of `detail` where it is not done, the JSON data that was returned.
 
     error: the function raised; memory: out of memory, on the device or the host; disk: no space left; crash: the
     process died; timeout, preempted, cancelled: it was stopped.
@@ -73,7 +73,7 @@ class Handle(Protocol):
         """How the job ended, or None while it runs or waits; never blocks."""
 
     def cancel(self) -> None:
-        """Stop the job and everything it started; the next `poll` says how it ended. Nothing happens to an ended one."""
+        """Stop the job and everything it started; `poll` then says how it ended. Nothing happens to an ended one."""
 
 
 class Launcher(Protocol):
@@ -82,6 +82,10 @@ class Launcher(Protocol):
     @property
     def patience(self) -> float:
         """Seconds for which a job may wait for word from the driver; 0: the driver is not there while a job runs."""
+
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most."""
 
     def has_room(self, resources: Resources) -> bool:
         """Whether a job submitted now would start at once."""

@@ -98,6 +98,11 @@ class Local:
         """The driver polls while a job runs; one that does not for this long is doing something else."""
         return 600.0
 
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most."""
+        return self._slots.workers
+
     def has_room(self, resources: Resources) -> bool:
         """Whether a job submitted now would start at once.
 

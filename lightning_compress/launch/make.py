@@ -1,6 +1,6 @@
 """The launcher of a name; SLURM's and Ray's libraries are imported only when they are chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ from lightning_compress.launch.local import Local
 from lightning_compress.launch.slots import discover
 
 #: What a local worker has imported before its first job: all that a run needs.
-PRELOAD = ("lightning_compress.run.worker",)
+PRELOAD = ("lightning_compress.run.worker", "wandb")
 
 
 def make(
@@ -39,11 +39,11 @@ def make(
     if name == "slurm":
         from lightning_compress.launch.slurm import Slurm
 
-        return Slurm(workers or 1, folder, given)
+        return _installed(lambda: Slurm(workers or 1, folder, given))
     if name == "ray":
         from lightning_compress.launch.ray import Ray
 
-        return Ray(workers, **given)
+        return _installed(lambda: Ray(workers, given.pop("address", None), given))
     raise ValueError(f"launcher must be inline, local, slurm or ray; got {name!r}")
 
 
@@ -54,6 +54,13 @@ def devices(name: str) -> float:
     0.0
     """
     return 1.0 if name in ("inline", "local") and discover() else 0.0
+
+
+def _installed(start: Callable[[], Launcher]) -> Launcher:
+    try:
+        return start()
+    except ImportError as error:
+        raise ValueError(str(error)) from error
 
 
 def _refuse(name: str, options: Mapping[str, Any]) -> None:

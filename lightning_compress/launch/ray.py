@@ -136,6 +136,11 @@ class Ray:
         """Ten seconds: the driver polls all the time."""
         return 10.0
 
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most."""
+        return self._workers or int(_ray().cluster_resources().get("CPU", 1))
+
     def has_room(self, resources: Resources) -> bool:
         """Whether a job submitted now would start at once, as far as this launcher's own jobs go."""
         self.refresh()

@@ -76,6 +76,11 @@ class Slots:
         load = self._load()
         return tuple(sorted(self._devices, key=load.__getitem__)[: -int(-resources.devices // 1)])
 
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most: as many as were asked for, or one for each device, or core."""
+        return self._workers or len(self._devices) or self._cores
+
     def resize(self, workers: int) -> None:
         """Change the number of jobs at once.
 

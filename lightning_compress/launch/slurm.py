@@ -172,6 +172,11 @@ class Slurm:
         """A minute: the driver may be slow to see a file on a network file system."""
         return 60.0
 
+    @property
+    def workers(self) -> int:
+        """Jobs that run at once, at most."""
+        return self._workers
+
     def has_room(self, resources: Resources) -> bool:
         """Whether fewer than `workers` jobs are in Slurm's queue; when it starts one is its own affair."""
         self.refresh()

@@ -17,7 +17,8 @@ def tracked(config: Config, folder: Path, digest: str) -> Iterator[wandb.Run]:
     """The run's W&B run, open; its id is the configuration's, or made of name and `digest`."""
     options = config["wandb"]
     home = Path(options["folder"] or folder)
-    mode = wandb.choose_mode(home, options["mode"]).name
+    # Who says online has seen that there is a login, and asking again takes seconds; a run that fails stays on disk.
+    mode = "online" if options["mode"] == "online" else wandb.choose_mode(home, options["mode"]).name
     labels = wandb.Labels(
         project=options["project"],
         id=options["id"] or f"{config['name']}-{digest}".replace("/", "-"),

@@ -7,11 +7,11 @@ import torch
 
 from lightning_compress.export import runtime
 from lightning_compress.run import measure
-from lightning_compress.run.result import Result
+from lightning_compress.run.result import FILE, Result
 
 
-def time_run(folder: Path, reference: Path | None = None) -> dict[str, Any]:
-    """Time the ONNX file of a finished run beside a dense one and add the numbers to its result; returns them.
+def time_run(folder: Path, reference: Path | None = None, record: str = FILE) -> dict[str, Any]:
+    """Time the ONNX file of a run beside a dense one and add the numbers to its file `record`; returns them.
 
     `reference` is by default the run's own: `measure.reference`, or the `dense.onnx` in its folder. Batch, threads and
     rounds are those of its configuration; the inputs are random, which latency does not depend on. A run that has
@@ -21,15 +21,15 @@ def time_run(folder: Path, reference: Path | None = None) -> dict[str, Any]:
         FileNotFoundError: there is no ONNX file.
         ValueError: the folder holds no finished run.
     """
-    result = Result.load(folder)
+    result = Result.load(folder, record)
     if "latency_ms" not in result.cost:
         options = result.config["measure"]
         own = Path(options["reference"]) if options["reference"] else folder / measure.DENSE
         timing = measure.Timing(None, options["batch_size"], options["threads"], options["rounds"])
-        model = folder / measure.ONNX
+        model = folder / result.files["onnx"]
         inputs = torch.randn(timing.batch_size, *runtime.input_shape(model))
         result.cost |= measure.time_beside(reference or own, model, inputs, timing)
-        result.save(folder)
+        result.save(folder, record)
     return {key: value for key, value in result.cost.items() if key in _KEYS or "latency" in key}
 
 

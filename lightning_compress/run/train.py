@@ -124,7 +124,13 @@ def _fit(setting: _Setting, rungs: Rungs, started: float, report: Report | None)
             return ranks.shared(None)
         cost = measure.count(compact, setting.make(), setting.data.example, setting.node)
         result = _record(setting, history, metrics, status="paused", cost=cost, wall_seconds=time.time() - started)
-        return ranks.shared(None if rungs.ask(result, len(history)) else result)
+        if setting.config["measure"]["onnx"]:
+            result.files["onnx"] = f"rung-{len(history)}.onnx"
+        if rungs.ask(result, len(history)):
+            return ranks.shared(None)
+        if "onnx" in result.files:
+            measure.write_onnx(compact, sample(setting.data), setting.folder / result.files["onnx"])
+        return ranks.shared(result)
 
     try:
         compact, history = fit(_job(setting, rungs, judge, report))

@@ -17,7 +17,7 @@ import filelock
 from lightning_compress.run import ranks
 from lightning_compress.run.evaluate import test_metrics
 from lightning_compress.run.predict import predict
-from lightning_compress.run.result import Result, write_json
+from lightning_compress.run.result import FILE, Result, write_json
 from lightning_compress.run.rungs import Rungs
 from lightning_compress.run.targets import Config
 from lightning_compress.run.timing import time_run
@@ -47,8 +47,8 @@ def trial(config: Config, folder: str, rungs: Sequence[int] = (), patience: floa
     return {"status": result.status, "epoch": len(result.history)}
 
 
-def timing(folder: str, reference: str | None = None) -> dict[str, Any]:
-    """Time a finished run beside the dense ONNX file `reference` (None: its own) and add that to its result.
+def timing(folder: str, reference: str | None = None, record: str = FILE) -> dict[str, Any]:
+    """Time a run beside the dense ONNX file `reference` (None: its own) and add that to its file `record`.
 
     Raises:
         TimeoutError: another process is at work in the folder.
@@ -56,7 +56,7 @@ def timing(folder: str, reference: str | None = None) -> dict[str, Any]:
     """
     home = Path(folder)
     with _alone_in(home):
-        return time_run(home, Path(reference) if reference else None)
+        return time_run(home, Path(reference) if reference else None, record)
 
 
 def test(folder: str, data: Config | None = None) -> dict[str, float]:  # noqa: PT028  # not a test

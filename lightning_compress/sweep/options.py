@@ -46,7 +46,7 @@ class Fidelity(_Options):
     ramp: int = 0
     grace: int = 1
     eta: int = 3
-    ranking: Literal["crowding", "hypervolume"] = "crowding"
+    ranking: Literal["crowding", "hypervolume"] = "hypervolume"
     proxies: dict[str, str] = field(default_factory=lambda: {"cost/latency_ratio": "cost/relative_bops"})
 
     def __post_init__(self) -> None:

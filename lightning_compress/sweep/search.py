@@ -126,6 +126,8 @@ class Search:
         entry = {"run": f"trial-{number}", "trial": number, "epoch": epoch}
         self._ledger.append("rung", **entry, values=values, go=go, broken=broken)
         runs.decide(self._runs.place(f"trial-{number}"), epoch, go)
+        if all(name in result.numbers for name in self._spec.objectives):
+            self._known.seen[number] = objective.values(result, self._spec.objectives)
         if go:
             self._known.epochs[number] = self._following(epoch)
 

@@ -12,7 +12,7 @@ import yaml  # type: ignore[import-untyped]
 
 from lightning_compress.sweep.options import Fidelity, Launch
 
-SAMPLERS = ("tpe", "nsga2", "nsga3", "gp", "random")
+SAMPLERS = ("tpe", "tpe_group", "nsga2", "nsga3", "gp", "random")
 DIRECTIONS = ("max", "min")
 _OF_THE_SEARCH = (
     *("objectives", "space", "sampler", "sampler_seed", "enqueue"),

@@ -3,6 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
@@ -147,7 +148,8 @@ class _Mirrored:
     def on(self, event: Event) -> None:
         self._search.on(event)
         if isinstance(event, Finished) and time.monotonic() - self._last > _REFRESH:
-            self._job.mirror.refresh(record.collect(self._job.folder))
+            with suppress(ValueError):  # no trial has finished that keeps to the constraints
+                self._job.mirror.refresh(record.collect(self._job.folder))
             self._last = time.monotonic()
 
 
@@ -159,7 +161,7 @@ def confirm(job: Job, found: StudyRecord, teaching: Sequence[str]) -> None:
     recipes = [(point, (*teaching, *space.overrides(point.params))) for point in found.front]
     recipes += [(point, (*job.spec.dense, *job.spec.baselines[point.name])) for point in found.baselines]
     todo = [
-        (point.name, Run("confirm", f"{point.run}-{seed}", (*recipe, f"seed={seed}"), **_again(job.spec, point)))
+        (point.name, _again(job.spec, point, (*recipe, f"seed={seed}"), seed))
         for point, recipe in recipes
         for seed in job.spec.confirm_seeds
     ]
@@ -168,8 +170,9 @@ def confirm(job: Job, found: StudyRecord, teaching: Sequence[str]) -> None:
     drive(job, _Confirm(job, todo))
 
 
-def _again(spec: StudySpec, point: Point) -> dict[str, bool]:
-    return {"timed": False, "from_dense": spec.start_dense and point.kind == "trial"}
+def _again(spec: StudySpec, point: Point, overrides: tuple[str, ...], seed: int) -> Run:
+    from_dense = spec.start_dense and point.kind == "trial"
+    return Run("confirm", f"{point.run}-{seed}", overrides, timed=False, from_dense=from_dense)
 
 
 @final

@@ -237,6 +237,9 @@ class _Log:
     def __exit__(self, *_: object) -> None:
         pass
 
+    def log(self, metrics: dict[str, float]) -> None:
+        pass
+
     def table(self, name: str, columns: list[str], rows: list[list[Any]]) -> None:
         self.tables[name] = (columns, rows)
 
