@@ -309,7 +309,7 @@ STUDIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "test objective": ({"objectives": {"test/accuracy": "max"}}, ["select on the test split", "val/accuracy"]),
     "base": ({"base": [*TINY, "epoch=3"]}, ["did you mean 'epochs'?"]),
     "no latency": ({"base": TINY}, ["measure.latency=false", "take", "away"]),
-    "several processes": ({"base": ["trainer.devices=2"]}, ["one process", "set trainer.devices=1"]),
+    "several processes": ({"base": ["trainer.devices=2"]}, ["launch", "processes: 2"]),
     "recipe": ({"enqueue": [{"optimizer.lrr": 0.1}]}, ["enqueue", "did you mean 'optimizer.lr'?"]),
     "hostile": ({"base": [*TINY, "model._target_=os.system"]}, ["'os.system' is not allowed"]),
 }
@@ -363,10 +363,16 @@ def _kept_study(tmp_path: Path) -> tuple[Path, Path]:
 def test_corrupt_journal(refused: Refused, tmp_path: Path) -> None:
     file, folder = _kept_study(tmp_path)
     (folder / "journal.log").write_bytes(b"\x00 not a journal\n{}\n")
-    for command in ("sweep", "report"):
-        line = refused(command, file, "--out", folder)
-        assert "journal.log" in line
+    assert "journal.log" in refused("sweep", file, "--out", folder)
     assert (folder / "journal.log").read_bytes() == b"\x00 not a journal\n{}\n"
+
+
+def test_corrupt_ledger(refused: Refused, tmp_path: Path) -> None:
+    file, folder = _kept_study(tmp_path)
+    (folder / "ledger.jsonl").write_bytes(b"\x00 not a ledger\n{}\n")
+    for command in ("sweep", "report"):
+        assert "ledger.jsonl, line 1 is damaged" in refused(command, file, "--out", folder)
+    assert "ledger.jsonl, line 1 is damaged" in refused("sweep", "status", folder)
 
 
 def test_damaged_study_record(refused: Refused, tmp_path: Path) -> None:
@@ -380,7 +386,7 @@ def test_damaged_study_record(refused: Refused, tmp_path: Path) -> None:
 
 def test_study_of_another_space(refused: Refused, tmp_path: Path) -> None:
     _, folder = _kept_study(tmp_path)
-    (folder / "journal.log").touch()
+    (folder / "ledger.jsonl").write_text('{"event": "ask", "trial": 0, "params": {}}\n')
     other = _study(tmp_path / "tiny.yaml", space={"optimizer.lr": [0.1, 0.2]})
     line = refused("sweep", other, "--out", folder)
     assert "space" in line
@@ -431,10 +437,9 @@ def test_packed_file_that_names_code(node: dict[str, Any], refused: Refused, tmp
     [
         (["tarin"], "invalid choice: 'tarin'"),
         (["train", "--epochs", "3"], "unrecognized arguments: --epochs"),
-        (["sweep"], "required: study"),
+        (["sweep"], "arguments are required"),
         (["export", "m.lcz"], "required: --to"),
         (["measure", "m.onnx", "--threads", "two"], "invalid int value: 'two'"),
-        (["sweep", "digits", "trials=4"], "unrecognized arguments: trials=4"),
     ],
 )
 def test_commands_and_options(argv: list[str], expected: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -444,6 +449,14 @@ def test_commands_and_options(argv: list[str], expected: str, capsys: pytest.Cap
     last = capsys.readouterr().err.splitlines()[-1]
     assert "error: " in last
     assert expected in last
+
+
+def test_verbs_of_a_sweep(refused: Refused, tmp_path: Path) -> None:
+    _, folder = _kept_study(tmp_path)
+    assert "expected a study, got digits trials=4" in refused("sweep", "digits", "trials=4")
+    assert "expected a study and a number of workers" in refused("sweep", "add-workers", folder)
+    assert "expected a whole number from 1 up, got 'two'" in refused("sweep", "add-workers", folder, "two")
+    assert "no process is running the study" in refused("sweep", "stop", folder)
 
 
 def test_search_folder_without_anything(refused: Refused, tmp_path: Path) -> None:

@@ -113,12 +113,12 @@ def classify(error: BaseException) -> Cause:
 
 
 def one_line(error: BaseException) -> str:
-    r"""Type and first line of an exception.
+    r"""Type and message of an exception.
 
     >>> one_line(ValueError("no such file\nmore"))
-    'ValueError: no such file'
+    'ValueError: no such file more'
     """
-    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}".removesuffix(": ")
+    return f"{type(error).__name__}: {' '.join(str(error).split())}".removesuffix(": ")
 
 
 def _chain(error: BaseException) -> Iterator[BaseException]:

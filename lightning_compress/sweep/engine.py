@@ -23,6 +23,7 @@ from lightning_compress.sweep.publish import StudyRun, study_labels
 from lightning_compress.sweep.record import StudyRecord
 from lightning_compress.sweep.runs import Runs, Tools
 from lightning_compress.sweep.spec import StudySpec
+from lightning_compress.sweep.store import JOURNAL
 from lightning_compress.tracking.wandb import choose_mode
 
 
@@ -62,6 +63,8 @@ def sweep(
 def _steps(job: steps.Job, plan: check.Checked, report_folder: Path) -> StudyRecord:
     ended = sum(trial.state != "running" for trial in record.trials(job.folder))
     job.progress.expect(max(0, job.spec.trials - ended))
+    if (job.folder / JOURNAL).exists():
+        record.open_study(job.folder, job.spec)  # raises before anything is trained if it is damaged
     teaching = steps.dense(job)
     steps.search(job, plan, teaching)
     selected = record.collect(job.folder)

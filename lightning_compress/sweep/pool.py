@@ -90,7 +90,12 @@ class Pool:
         return not self._flights
 
     def has_room(self, resources: Resources) -> bool:
-        """Whether a run started now would begin at once; timings that wait go first."""
+        """Whether a run started now would begin at once; timings that wait go first.
+
+        Without workers beside the driver runs go strictly one after another: their order must not depend on restarts.
+        """
+        if self.launcher.patience == 0 and self._flights:
+            return False
         return not self._due and self.launcher.has_room(resources)
 
     def start(self, run: Run) -> None:

@@ -246,7 +246,11 @@ def _mapping_of(right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 def _positive_or_none(value: object) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool) and value > 0)
+    return value is None or (_number(value) and value > 0)  # type: ignore[operator]
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _fresh_seeds(value: object) -> bool:
@@ -254,13 +258,7 @@ def _fresh_seeds(value: object) -> bool:
 
 
 def _limits(value: object) -> bool:
-    return (
-        isinstance(value, dict)
-        and bool(value)
-        and all(
-            side in DIRECTIONS and isinstance(v, int | float) and not isinstance(v, bool) for side, v in value.items()
-        )
-    )
+    return bool(value) and _mapping_of(_number)(value) and set(value) <= set(DIRECTIONS)  # type: ignore[call-overload]
 
 
 _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -285,19 +283,13 @@ _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "a list of recipes, each a mapping of space keys to values",
         lambda v: isinstance(v, list) and all(_mapping_of(lambda _: True)(item) for item in v),
     ),
-    "warm_start": (
-        "a list of study folders",
-        lambda v: isinstance(v, list) and all(isinstance(item, str) for item in v),
-    ),
+    "warm_start": ("a list of study folders", lambda v: isinstance(v, list) and all(isinstance(s, str) for s in v)),
     "fidelity": ("keys ramp, grace, eta, or null", lambda v: v is None or isinstance(v, dict)),
     "trainings": ("a number above 0, or null", _positive_or_none),
     "constraints": ("limits by result name, as {cost/packed_bytes: {max: 20000}}", _mapping_of(_limits)),
     "start_dense": ("true or false", lambda v: isinstance(v, bool)),
     "launch": ("keys like launcher, workers", lambda v: isinstance(v, dict)),
-    "storage": (
-        "a database's URL, as postgresql://user@host/name, or null",
-        lambda v: v is None or (isinstance(v, str) and "://" in v),
-    ),
+    "storage": ("a database's URL, or null", lambda v: v is None or (isinstance(v, str) and "://" in v)),
     "confirm_seeds": ("a list of different whole numbers from 0 up", _fresh_seeds),
     "test": ("true or false", lambda v: isinstance(v, bool)),
     "report": ("the path of a folder", lambda v: isinstance(v, str)),

@@ -110,7 +110,8 @@ class Study:
         """The next trial: running, or already ended as a repeat where only known parameters were drawn.
 
         `seen` holds the latest rung values of trials that are not told yet, running or paused. Parameters that another
-        trial has are drawn again, at most 10 times: then they are run if that other one is not told yet either.
+        trial has are drawn again, at most 10 times, the last five at random: then they are run if that other one is not
+        told yet either.
         """
         frozen = self._frozen()
         shown = self._view.update(frozen, seen or {})
@@ -120,7 +121,8 @@ class Study:
         index, recipe = self._next_recipe(frozen)
         for draw in range(_REDRAWS + 1):
             seed = int(np.random.SeedSequence([self._seed, len(frozen), draw]).generate_state(1)[0])
-            drawn = self._view.draw(space, shown, fixed=recipe, number=len(frozen), seed=seed)
+            blindly = draw > _REDRAWS // 2  # the sampler insists on what is known
+            drawn = self._view.draw(space, shown, fixed=recipe, number=len(frozen), seed=seed, blindly=blindly)
             known = self._known.get(frozenset(drawn.params.items()))
             # What is fixed as a whole can only be drawn again.
             if known is None or drawn.params.keys() <= recipe.keys():

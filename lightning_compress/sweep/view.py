@@ -107,15 +107,22 @@ class View:
         return self._split(shown) if self._sampler == "tpe" and len(self._directions) > 1 else shown
 
     def draw(
-        self, space: Space, shown: list[FrozenTrial], *, fixed: Mapping[str, Any], number: int, seed: int
+        self,
+        space: Space,
+        shown: list[FrozenTrial],
+        *,
+        fixed: Mapping[str, Any],
+        number: int,
+        seed: int,
+        blindly: bool = False,
     ) -> Drawn:
-        """Parameters for trial `number`; those in `fixed` are taken as they are."""
+        """Parameters for trial `number`, `blindly` at random; those in `fixed` are taken as they are."""
         memory = _Memory(shown)
         study = optuna.create_study(storage=memory, directions=self._directions)
         for key, value in self._parents.items():
             memory.set_study_system_attr(study._study_id, key, value)
         trial = _frozen(number, TrialState.RUNNING, {}, {}, memory.drawn)
-        sampler = make_sampler(self._sampler, seed)
+        sampler = make_sampler("random" if blindly else self._sampler, seed)
         sampler.before_trial(study, trial)
         ranges = sampler.infer_relative_search_space(self._layout(study), trial)
         joint = sampler.sample_relative(study, trial, ranges)

@@ -24,7 +24,7 @@ def spec(folder: Path, launcher: str) -> StudySpec:
             "model.width": [0.5, 0.75, 1.0],
         },
         trials=TRIALS,
-        base=["epochs=9", "seconds=0.02"],
+        base=["epochs=9", "seconds=0.3"],
         dense=["bits=32"],
         teacher=["model.width=2"],
         baselines={"full": ["model.width=1.0"]},

@@ -40,7 +40,7 @@ def test_exponents_are_numbers(tmp_path: Path) -> None:
         (GOOD.replace(": max", ": big"), "objectives must be result names with max or min"),
         (GOOD.replace("val/", "test/"), "would select on the test split; write val/accuracy"),
         (GOOD.replace("trials: 3\n", ""), "a study needs trials"),
-        (GOOD + "sampler: tpee\n", "sampler must be one of tpe, nsga2, nsga3, gp, random; got 'tpee'"),
+        (GOOD + "sampler: tpee\n", "sampler must be one of tpe, tpe_group, nsga2, nsga3, gp, random; got 'tpee'"),
         (GOOD + "base: epochs=3\n", "base must be a list of overrides like model.width=0.5; got 'epochs=3'"),
         (GOOD + "base: [epochs]\n", "base must be a list of overrides"),
         (GOOD + "baselines: {half: [a=1]}\nreference: hal\n", "'hal' is not in the baselines: did you mean 'half'"),
