@@ -14,7 +14,7 @@ def serve(folder: Path | None, storage: str | None = None, *, host: str = "127.0
         ValueError: optuna-dashboard is not installed, or the storage cannot be used.
     """
     try:
-        from optuna_dashboard import run_server  # type: ignore[import-untyped]
+        from optuna_dashboard import run_server
     except ImportError as error:
         raise ValueError("the dashboard is an extra: pip install 'lightning-compress[dashboard]'") from error
     run_server(open_storage(folder, storage), host=host, port=port)
