@@ -47,7 +47,7 @@ class Fidelity(_Options):
     grace: int = 1
     eta: int = 3
     ranking: Literal["crowding", "hypervolume"] = "hypervolume"
-    proxies: dict[str, str] = field(default_factory=lambda: {"cost/latency_ratio": "cost/relative_bops"})
+    proxies: dict[str, str] = field(default_factory=lambda: {"cost/latency_ratio": "cost/macs"})
 
     def __post_init__(self) -> None:
         for name, least in (("ramp", 0), ("grace", 1), ("eta", 2)):

@@ -66,6 +66,19 @@ def _headline(rows: Sequence[Mapping[str, Any]], record: StudyRecord) -> Mapping
     return min(near, key=lambda row: row["numbers"]["packed_bytes"] * row["numbers"]["latency_ratio"], default=None)
 
 
+def _foresight(record: StudyRecord) -> dict[str, str]:
+    """Rank correlation of each rung with the end of training, and the error of predicted bytes."""
+    seen, facts = record.foresight, dict[str, str]()
+    for rung in seen.rungs:
+        parts = [f"{name} {_cell('', value) or 'unknown'}" for name, value in zip(seen.names, rung.values, strict=True)]
+        facts[f"rank correlation, epoch {rung.level} to the end"] = f"{', '.join(parts)} ({rung.trials} trials)"
+    if seen.bytes_missed is not None:
+        facts["predicted bytes"] = f"off by {seen.bytes_missed[0]:.2%} (median), {seen.bytes_missed[1]:.2%} at most"
+    if seen.warnings:
+        facts["mind"] = "; ".join(seen.warnings)
+    return facts
+
+
 def _facts(record: StudyRecord) -> dict[str, str]:
     first, volume, spec = record.points[0].result, record.hypervolume, record.spec
     commit = first.provenance.get("commit")
@@ -74,6 +87,7 @@ def _facts(record: StudyRecord) -> dict[str, str]:
         for name, low, high in zip(spec.objectives, volume.ideal, volume.nadir, strict=True)
     )
     return {
+        **_foresight(record),
         "trials": ", ".join(f"{record.count(state)} {state}" for state in ("done", "stopped", "failed")),
         "sampler": f"{spec.sampler}, seed {spec.sampler_seed}",
         "seeds": f"trials {first.seed}; confirmation {', '.join(map(str, spec.confirm_seeds)) or 'none'}",

@@ -101,6 +101,8 @@ class Progress:
         if not self.console.is_terminal:
             self.console.width = _PLAIN_WIDTH
         self.console.print(final_table(record))
+        for warning in record.foresight.warnings:
+            self.note(f"mind: {warning}")
 
     def _screen(self) -> RenderableType:
         return Group(self._bar, self._front)

@@ -10,6 +10,7 @@ from typing import Any, Literal, final
 from lightning_compress.run.result import FILE as FILE_OF_RUN
 from lightning_compress.run.result import Result
 from lightning_compress.sweep import ledger, objective, runs, space
+from lightning_compress.sweep.foresight import Foresight, foresight
 from lightning_compress.sweep.objective import Hypervolume
 from lightning_compress.sweep.spec import StudySpec
 from lightning_compress.sweep.study import Study, Trial, importances
@@ -56,6 +57,7 @@ class StudyRecord:
     importances: dict[str, float]
     hypervolume: Hypervolume
     seconds: float
+    foresight: Foresight
 
     @property
     def reference(self) -> Point | None:
@@ -168,6 +170,7 @@ def collect(folder: Path) -> StudyRecord:
             [point.values for point in front], directions, among=[point.values for point in [*points, *baselines]]
         ),
         seconds=sum(Result.load(path.parent).wall_seconds for path in results(folder)),
+        foresight=foresight(spec, folder, drawn),
     )
 
 
@@ -196,6 +199,7 @@ def row(record: StudyRecord, point: Point) -> dict[str, Any]:
     return {
         "name": point.name,
         "kind": point.kind,
+        "epochs": point.epochs,
         **dict(zip(spec.objectives, point.values, strict=True)),
         "confirmed_mean": mean,
         "confirmed_sd": deviation,

@@ -10,6 +10,7 @@ from typing import final
 
 from lightning_compress.run.result import Result
 from lightning_compress.sweep import ledger, objective, runs, space
+from lightning_compress.sweep.foresight import ranked
 from lightning_compress.sweep.ledger import Ledger
 from lightning_compress.sweep.pool import Event, Failed, Finished, Paused, Rung
 from lightning_compress.sweep.progress import Progress, told
@@ -51,7 +52,7 @@ class Search:
         self._plan, self._study, self._runs, self._ledger, self._progress = plan, study, made, book, progress
         self._spec = plan.spec
         self._directions = list(self._spec.objectives.values())
-        self._names = _ranked(self._spec)
+        self._names = ranked(self._spec)
         fidelity = self._spec.stopping
         self._rule: Rule | None = None
         if fidelity is not None:
@@ -277,9 +278,3 @@ class Search:
         self._known.paused[number] = waits_at
         self._known.seen[number] = objective.values(record, self._spec.objectives)
         self._shown.add(number)
-
-
-def _ranked(spec: StudySpec) -> list[str]:
-    """Objectives that are known at a rung, or that a proxy stands for there."""
-    proxies = spec.stopping.proxies if spec.stopping is not None else {}
-    return [name for name in spec.objectives if name in proxies or "latency" not in name]

@@ -18,6 +18,8 @@ from lightning_compress.sweep import store
 from lightning_compress.sweep.space import Space
 from lightning_compress.sweep.view import Direction, Drawn, Policy, View, recorded
 
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # one line for each trial otherwise, and one for each study
+
 State = Literal["done", "stopped", "failed", "running"]
 _STATES: dict[TrialState, State] = {
     TrialState.COMPLETE: "done",
@@ -83,7 +85,6 @@ class Study:
         constraints: Sequence[str] = (),
         policy: Policy = "value",
     ) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
         self._objectives, self._constraints, self._seed = dict(objectives), tuple(constraints), seed
         directions = _directions(objectives)
         self._view = View(sampler, directions, constraints=constraints, policy=policy)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from lightning_compress.sweep import objective
+from lightning_compress.sweep.foresight import Foresight
 from lightning_compress.sweep.publish import AXIS, StudyRun, study_labels, summary
 from lightning_compress.sweep.record import Point, StudyRecord
 from lightning_compress.sweep.spec import StudySpec
@@ -45,7 +46,9 @@ def after(spec: StudySpec, done: int, folder: Path) -> StudyRecord:
     front = tuple(points[index] for index in objective.front(every, directions))
     volume = objective.hypervolume([point.values for point in front], directions, among=every)
     trials = (*(Trial(number, {}, "done") for number in range(done)), Trial(99, {}, "failed"))
-    return StudyRecord(spec, "now", tuple(points), front, (), None, trials, {}, volume, 1.5 * done)
+    return StudyRecord(
+        spec, "now", tuple(points), front, (), None, trials, {}, volume, 1.5 * done, Foresight((), (), None)
+    )
 
 
 def legs(folder: Path) -> list[Leg]:

@@ -156,6 +156,7 @@ def result_of(config: dict[str, Any], name: str, epoch: int = 1, status: str = "
             "params": 1000,
             "nonzeros": int(1000 * (1 - config["sparsity"])),
             "sparsity": config["sparsity"],
+            "macs": int(1000 * config["model"]["width"]),
             "relative_bops": size,
             "packed_bytes": int(100_000 * size) + 200,
             "dense_bytes": 100_200,
