@@ -122,8 +122,9 @@ def _coloured(record: StudyRecord, axis: Axis) -> dict[str, Any]:
 
 
 def _steps(record: StudyRecord, axis: Axis) -> list[tuple[float, float]]:
-    """Corners of the best quality at or below each cost, over all trials."""
-    pairs = [(_x(record, point, axis), point.values[0]) for point in record.points]
+    """Corners of the best quality at or below each cost, over trials that may be on the front."""
+    full = [point for point in record.points if point.epochs is None and point.feasible]
+    pairs = [(_x(record, point, axis), point.values[0]) for point in full]
     directions = ["min", next(iter(record.spec.objectives.values()))]
     return sorted(pairs[index] for index in objective.front(pairs, directions))
 
