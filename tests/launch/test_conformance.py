@@ -27,7 +27,7 @@ def test_a_done_job_says_what_its_function_returned(make: Make, case: Case, tmp_
 @pytest.mark.parametrize(
     ("function", "arguments", "expected"),
     [
-        ("complain", {"text": "lr is -1\nand more"}, Outcome("error", "ValueError: lr is -1")),
+        ("complain", {"text": "lr is -1\nand more"}, Outcome("error", "ValueError: lr is -1 and more")),
         ("unwritable", {}, Outcome("error", "TypeError: Object of type set is not JSON serializable")),
         ("add", {"first": 1}, Outcome("error", "TypeError: add() missing 1 required positional argument: 'second'")),
         ("fill_memory", {}, Outcome("memory", "MemoryError")),
