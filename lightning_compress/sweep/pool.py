@@ -114,14 +114,6 @@ class Pool:
             return
         self._train(flight)
 
-    def stop(self, name: str) -> None:
-        """Stop a run for good; no event follows."""
-        flight = self._flights.pop(name)
-        if flight.handle is not None:
-            flight.handle.cancel()
-        if flight in self._due:
-            self._due.remove(flight)
-
     def poll(self) -> list[Event]:
         """What happened since the last call."""
         self._time_next()
