@@ -62,12 +62,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def read(self, name: str, _module: nn.Module, args: Any) -> None:
         self.calls[name] += 1
-        self.readers[name] = id(args[0])
+        if id(args[0]) in self.writers:  # looked up now: a tensor that nobody keeps lends its id to a later one
+            self.readers[name] = id(args[0])
 
     def pairs(self) -> dict[str, str]:
         found = {}
         for norm, key in self.readers.items():
-            layer, _ = self.writers.get(key, ("", None))
+            layer, _ = self.writers[key]
             if self.calls[norm] == self.calls[layer] == self.uses[key] == 1:
                 found[norm] = layer
         return found

@@ -42,8 +42,9 @@ class Odd(nn.Module):
 
 
 def test_pairs_only_where_folding_is_sound() -> None:
-    model = Odd()
-    assert batchnorm.pairs(model, torch.randn(2, 3, 4, 4)) == {"plain_norm": "plain"}
+    for _ in range(30):  # tensors that are gone lend their ids to later ones, now and then
+        model = Odd()
+        assert batchnorm.pairs(model, torch.randn(2, 3, 4, 4)) == {"plain_norm": "plain"}
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
