@@ -26,7 +26,7 @@ from lightning_compress.sweep import space, view
 from lightning_compress.sweep.rungs import Ranking, Rule
 from lightning_compress.sweep.space import Space
 from lightning_compress.sweep.study import Study
-from lightning_compress.sweep.view import Policy
+from lightning_compress.sweep.view import Policy, make_sampler
 
 Array = NDArray[np.float64]
 HORIZON = 52
@@ -56,9 +56,9 @@ _truncnorm._ndtri_exp = scipy.special.ndtri_exp
 class Variant:
     """How a sweep is run: who draws, when trials are compared, and what the sampler sees of the unfinished ones.
 
-    `sampler` is "optuna" (Optuna's own loop as it comes), "tpe", "joint" (TPE over all parameters jointly) or "random";
-    `startup` random trials come before TPE; `values` are the objectives that trials are compared by. With `finish`
-    the end of the budget is kept for finishing the paused trials that no other one beats, largest gain first.
+    `sampler` is "optuna" (Optuna's own loop as it comes), "joint" (TPE over all parameters jointly) or one that a study
+    may name; `startup` random trials come before TPE; `values` are the objectives that trials are compared by. With
+    `finish` the end of the budget is kept for finishing the paused trials that no other one beats, largest gain first.
     """
 
     sampler: str
@@ -149,13 +149,13 @@ def sampling(variant: Variant, seed: int) -> Sampling:
         return _Optuna(seed)
 
     def make(name: str, seed: int) -> BaseSampler:
-        if name == "random":
-            return optuna.samplers.RandomSampler(seed=seed)
+        if name != "tpe":
+            return make_sampler(name, seed)
         joint: dict[str, Any] = {"multivariate": True, "group": True} if variant.sampler == "joint" else {}
         return optuna.samplers.TPESampler(n_startup_trials=variant.startup, seed=seed, **joint)
 
     view.make_sampler = make
-    name = "random" if variant.sampler == "random" else "tpe"
+    name = "tpe" if variant.sampler == "joint" else variant.sampler
     return Study(None, name="sweep", objectives=_OBJECTIVES, sampler=name, seed=seed, policy=variant.policy)
 
 
