@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from lightning_compress.core.files import write_text
 from lightning_compress.launch.job import Cause, Job, Outcome
 
 #: What a worker prints goes here, in the job's folder.
@@ -44,10 +45,9 @@ def write(job: Job) -> Path:
     except TypeError as error:
         raise ValueError(f"the arguments of job {job.name!r} must be plain JSON data: {error}") from error
     folder = job.folder.absolute()
-    folder.mkdir(parents=True, exist_ok=True)
     for stale in (folder / _OUTCOME, folder / _ERROR, *folder.glob("rank-*.json")):
         stale.unlink(missing_ok=True)
-    _put(folder / _JOB, text)
+    write_text(folder / _JOB, text)
     return folder / _JOB
 
 
@@ -69,9 +69,9 @@ def run(job_file: Path) -> int:
     if rank > 0 and outcome.cause == "done":
         return 0
     try:
-        _put(job_file.with_name(_OUTCOME if rank == 0 else f"rank-{rank}.json"), text)
+        write_text(job_file.with_name(_OUTCOME if rank == 0 else f"rank-{rank}.json"), text)
         if trace and rank == 0:
-            _put(job_file.with_name(_ERROR), trace)
+            write_text(job_file.with_name(_ERROR), trace)
     except OSError as error:
         if error.errno not in _NO_DISK:
             raise
@@ -135,12 +135,6 @@ def _call(job_file: Path) -> Any:
     sys.path[:] = record["path"]
     module, _, name = record["target"].partition(":")
     return getattr(import_module(module), name)(**record["arguments"])
-
-
-def _put(path: Path, text: str) -> None:
-    part = path.with_name(f"{path.name}.part")
-    part.write_text(text)
-    part.replace(path)
 
 
 def _outcome(path: Path) -> Outcome:

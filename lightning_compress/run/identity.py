@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lightning_compress.run.result import FILE, write_json
+from lightning_compress.core.files import write_json
+from lightning_compress.run.result import FILE
 from lightning_compress.run.targets import Config, ConfigError
 
 CONFIG, PLACE = "config.json", "place.json"

@@ -2,22 +2,15 @@
 
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Self, final
 
+from lightning_compress.core.files import write_json
+
 SCHEMA = 1
 FILE = "result.json"
 _AGAIN = "remove that file and train again, which measures anew from the last checkpoint"
-
-
-def write_json(path: Path, data: Any) -> None:
-    """Write `data` so that a reader sees the old file or the new one, never half of one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f"{path.suffix}.part")
-    partial.write_text(json.dumps(data, indent=1, sort_keys=True, allow_nan=False) + "\n")
-    os.replace(partial, path)
 
 
 @final

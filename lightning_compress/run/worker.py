@@ -1,10 +1,8 @@
 """What the jobs of a study call: plain data in, files in the run's folder, plain data out.
 
-A trial and its driver talk through files, each written whole or not at all: the trial writes `predicted.json` before
-it trains and `rung-<E>.json` at each rung; the driver writes `verdict-<E>.json`, which is `{"go": true}` or false.
+A trial and its driver talk through the files of `traffic.py`.
 """
 
-import json
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,16 +12,18 @@ from typing import Any
 
 import filelock
 
-from lightning_compress.run import ranks
+from lightning_compress.core.files import write_json
+from lightning_compress.launch.call import one_line
+from lightning_compress.run import ranks, traffic
 from lightning_compress.run.evaluate import test_metrics
 from lightning_compress.run.predict import predict
-from lightning_compress.run.result import FILE, Result, write_json
+from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Rungs
 from lightning_compress.run.targets import Config
 from lightning_compress.run.timing import time_run
 from lightning_compress.run.train import train
 
-PREDICTED, TEST, LOCK = "predicted.json", "test.json", ".lock"
+LOCK = ".lock"
 _LOCK_SECONDS = 30.0
 _PAUSE = 0.05
 
@@ -40,9 +40,9 @@ def trial(config: Config, folder: str, rungs: Sequence[int] = (), patience: floa
     """
     home = Path(folder)
     with _alone_in(home):
-        if ranks.is_first() and not (home / PREDICTED).exists():
-            write_json(home / PREDICTED, _predicted(config))
-        asking = Rungs(rungs, partial(_ask, home, patience), lambda epoch: bool(_verdict(home, epoch)))
+        if ranks.is_first() and not (home / traffic.PREDICTED).exists():
+            write_json(home / traffic.PREDICTED, _predicted(config))
+        asking = Rungs(rungs, partial(_ask, home, patience), lambda epoch: bool(traffic.verdict(home, epoch)))
         result = train(config, home, asking)
     return {"status": result.status, "epoch": len(result.history)}
 
@@ -70,10 +70,9 @@ def test(folder: str, data: Config | None = None) -> dict[str, float]:  # noqa: 
     """
     home = Path(folder)
     with _alone_in(home):
-        if not (home / TEST).exists():
-            write_json(home / TEST, test_metrics(home, data))
-        numbers: dict[str, float] = json.loads((home / TEST).read_text())
-        return numbers
+        if not (home / traffic.TEST).exists():
+            write_json(home / traffic.TEST, test_metrics(home, data))
+        return traffic.test_numbers(home)
 
 
 @contextmanager
@@ -94,19 +93,14 @@ def _predicted(config: Config) -> dict[str, Any]:
     try:
         return predict(config)
     except Exception as error:  # a method that cannot be predicted may train all the same; what is wrong, training says
-        return {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"}
+        return {"error": one_line(error)}
 
 
 def _ask(folder: Path, patience: float, result: Result, epoch: int) -> bool:
-    name = f"rung-{epoch}.json"
+    name = traffic.rung_file(epoch)
     if not (folder / name).exists():
         result.save(folder, name)
     until = time.monotonic() + patience
-    while (said := _verdict(folder, epoch)) is None and time.monotonic() < until:
+    while (said := traffic.verdict(folder, epoch)) is None and time.monotonic() < until:
         time.sleep(_PAUSE)
     return bool(said)
-
-
-def _verdict(folder: Path, epoch: int) -> bool | None:
-    path = folder / f"verdict-{epoch}.json"
-    return bool(json.loads(path.read_text())["go"]) if path.exists() else None

@@ -8,7 +8,7 @@ from typing import Any, final
 
 import filelock
 
-from lightning_compress.run.result import write_json
+from lightning_compress.core.files import write_json
 
 FILE, DRIVER = "control.json", "driver.json"
 

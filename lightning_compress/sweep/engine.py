@@ -4,7 +4,6 @@ One process drives: it alone asks and tells the study, and it writes down what h
 skips what is finished, so the same call goes on where an earlier one was stopped or killed.
 """
 
-import json
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ from pathlib import Path
 
 import filelock
 
+from lightning_compress.core.files import write_json
 from lightning_compress.launch.job import Launcher
 from lightning_compress.sweep import check, control, record, report, steps
 from lightning_compress.sweep.ledger import Ledger
@@ -100,12 +100,8 @@ def _begin(folder: Path, spec: StudySpec, fresh: bool) -> str:
         else:
             earlier, identity, created = record.read_spec(folder)
             spec.continues(earlier, trials_exist=bool(record.trials(folder)))
-    folder.mkdir(parents=True, exist_ok=True)
     data = {"schema": 1, "identity": identity, "created": created, "spec": spec.asdict()}
-    # Not `write_json`, which sorts keys: the first objective is the quality.
-    part = folder / f"{record.FILE}.part"
-    part.write_text(json.dumps(data, indent=1), encoding="utf-8")
-    part.replace(folder / record.FILE)
+    write_json(folder / record.FILE, data, sort_keys=False)  # the first objective is the quality
     return identity
 
 

@@ -8,6 +8,7 @@ from typing import final
 
 import numpy as np
 
+from lightning_compress.run import traffic
 from lightning_compress.sweep import ledger
 from lightning_compress.sweep.rungs import Prediction, predicts
 from lightning_compress.sweep.spec import StudySpec
@@ -62,8 +63,8 @@ def _bytes_missed(folder: Path, trials: Sequence[Trial]) -> tuple[float, float] 
     shares = []
     for trial in trials:
         place = folder / "runs" / f"trial-{trial.number}"
-        if (place / "predicted.json").exists():
-            predicted = json.loads((place / "predicted.json").read_text()).get("packed_bytes")
+        if (place / traffic.PREDICTED).exists():
+            predicted = json.loads((place / traffic.PREDICTED).read_text()).get("packed_bytes")
             packed = json.loads((place / "result.json").read_text())["cost"]["packed_bytes"]
             shares += [] if predicted is None else [abs(predicted / packed - 1)]
     return (float(np.median(shares)), max(shares)) if shares else None

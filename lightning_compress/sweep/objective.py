@@ -1,6 +1,6 @@
 """What is good: objectives of a result, the front, and the volume it dominates. Pure functions."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, final
 
@@ -18,7 +18,7 @@ class Measured(Protocol):
         """The number called `name`, as `val/accuracy`."""
 
 
-def values(result: Measured, objectives: Mapping[str, str]) -> tuple[float, ...]:
+def values(result: Measured, objectives: Iterable[str]) -> tuple[float, ...]:
     """The objectives of a result, in the order of `objectives`.
 
     Raises:

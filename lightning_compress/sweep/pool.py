@@ -1,7 +1,7 @@
 """Runs in flight: each is trained, then timed alone, tried again where that may help, and reported as events.
 
-Driver and workers speak through files in a run's folder, so that every launcher looks the same and a restarted driver
-finds what was done: a worker leaves `rung-<epoch>.json`, the driver answers with `verdict-<epoch>.json`.
+Driver and workers speak through files in a run's folder (`run/traffic.py`), so that every launcher looks the same and a
+restarted driver finds what was done.
 """
 
 import shutil
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, final
 
 from lightning_compress.launch.job import Handle, Job, Launcher, Outcome, Resources
+from lightning_compress.run import traffic
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.sweep import runs
 from lightning_compress.sweep.ledger import Ledger
@@ -149,9 +150,9 @@ class Pool:
         found: list[Event] = []
         folder = self._runs.place(flight.run.name)
         for epoch in flight.run.rungs:
-            if epoch not in flight.reported and (folder / runs.rung_file(epoch)).exists():
+            if epoch not in flight.reported and (folder / traffic.rung_file(epoch)).exists():
                 flight.reported.add(epoch)
-                found.append(Rung(flight.run, epoch, Result.load(folder, runs.rung_file(epoch))))
+                found.append(Rung(flight.run, epoch, Result.load(folder, traffic.rung_file(epoch))))
         return found
 
     def _ended(self, flight: _Flight, outcome: Outcome) -> list[Event]:
@@ -173,12 +174,12 @@ class Pool:
         """Train on, or time what there is, as soon as the run that stands on a rung has its verdict."""
         if flight.epoch is None:
             return
-        verdict = runs.verdict(self._runs.place(flight.run.name), flight.epoch)
+        verdict = traffic.verdict(self._runs.place(flight.run.name), flight.epoch)
         if verdict is True:
             flight.epoch = None
             self._train(flight)
         elif verdict is False:
-            self._time(flight, runs.rung_file(flight.epoch))
+            self._time(flight, traffic.rung_file(flight.epoch))
 
     def _time(self, flight: _Flight, record: str) -> None:
         """Queue the timing of what a run exported, unless it is not wanted or was done."""

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Self, final
 
+from lightning_compress.core.files import write_json
 from lightning_compress.sweep import record as records
 from lightning_compress.sweep import report
 from lightning_compress.sweep.record import Point, StudyRecord
@@ -96,9 +97,7 @@ class StudyRun:
 
     def _note(self, **known: Any) -> None:
         self._mark |= known
-        part = self._folder / f"{_MARK}.part"
-        part.write_text(json.dumps(self._mark), encoding="utf-8")
-        part.replace(self._folder / _MARK)
+        write_json(self._folder / _MARK, self._mark)
 
 
 def summary(record: StudyRecord) -> dict[str, float]:

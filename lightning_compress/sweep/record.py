@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
+from lightning_compress.run import traffic
 from lightning_compress.run.result import FILE as FILE_OF_RUN
 from lightning_compress.run.result import Result
 from lightning_compress.sweep import ledger, objective, runs, space
@@ -246,7 +247,7 @@ def bits(layers: Sequence[dict[str, Any]]) -> str:
 def _point(folder: Path, spec: StudySpec, trial: Trial) -> Point | None:
     name = f"trial-{trial.number}"
     place = folder / "runs" / name
-    file = FILE_OF_RUN if trial.epochs is None else runs.rung_file(trial.epochs)
+    file = FILE_OF_RUN if trial.epochs is None else traffic.rung_file(trial.epochs)
     if trial.values is None or not (place / file).exists():
         return None
     return Point(
@@ -257,7 +258,7 @@ def _point(folder: Path, spec: StudySpec, trial: Trial) -> Point | None:
         result=Result.load(place, file),
         values=trial.values,
         confirmed=_confirmed(folder, spec, name),
-        test=runs.test_numbers(place),
+        test=traffic.test_numbers(place),
         epochs=trial.epochs,
         feasible=trial.feasible,
     )
@@ -275,7 +276,7 @@ def _dense(folder: Path, spec: StudySpec, kind: Literal["teacher", "baseline"], 
         result=result,
         values=objective.values(result, spec.objectives),
         confirmed=_confirmed(folder, spec, run),
-        test=runs.test_numbers(folder / "runs" / run),
+        test=traffic.test_numbers(folder / "runs" / run),
     )
 
 

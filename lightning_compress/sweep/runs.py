@@ -1,13 +1,12 @@
 """The runs of one study: each in a folder of its own, trained once, known again when it is finished."""
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, final
 
 from lightning_compress.launch.job import Job, Resources
-from lightning_compress.run.result import Result, write_json
+from lightning_compress.run.result import Result
 from lightning_compress.sweep import space
 from lightning_compress.sweep.spec import StudySpec
 
@@ -140,29 +139,3 @@ def finished(folder: Path) -> Result | None:
         return None
     result = Result.load(folder)
     return result if result.status == "done" else None
-
-
-def rung_file(epoch: int) -> str:
-    """Name of the file that holds the result of a run after `epoch` epochs.
-
-    >>> rung_file(9)
-    'rung-9.json'
-    """
-    return f"rung-{epoch}.json"
-
-
-def decide(folder: Path, epoch: int, go: bool) -> None:
-    """Tell the run in `folder` whether it goes on after `epoch`."""
-    write_json(folder / f"verdict-{epoch}.json", {"go": go})
-
-
-def verdict(folder: Path, epoch: int) -> bool | None:
-    """Whether the run in `folder` goes on after `epoch`, None where nobody has said."""
-    path = folder / f"verdict-{epoch}.json"
-    return bool(json.loads(path.read_text())["go"]) if path.exists() else None
-
-
-def test_numbers(folder: Path) -> dict[str, float]:
-    """What the test split said about the run in `folder`, empty when it was not read."""
-    path = folder / "test.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -8,8 +8,9 @@ from collections import deque
 from dataclasses import dataclass, field
 from typing import final
 
+from lightning_compress.run import traffic
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import ledger, objective, runs, space
+from lightning_compress.sweep import ledger, objective, space
 from lightning_compress.sweep.foresight import ranked
 from lightning_compress.sweep.ledger import Ledger
 from lightning_compress.sweep.pool import Event, Failed, Finished, Paused, Rung
@@ -126,7 +127,7 @@ class Search:
         go = not broken and self._rule.report(number, epoch, values)
         entry = {"run": f"trial-{number}", "trial": number, "epoch": epoch}
         self._ledger.append("rung", **entry, values=values, go=go, broken=broken)
-        runs.decide(self._runs.place(f"trial-{number}"), epoch, go)
+        traffic.decide(self._runs.place(f"trial-{number}"), epoch, go)
         if all(name in result.numbers for name in self._spec.objectives):
             self._known.seen[number] = objective.values(result, self._spec.objectives)
         if go:
@@ -172,7 +173,7 @@ class Search:
         if self._rule is not None:
             self._rule.promoted(number, epoch)
         self._ledger.append("promote", run=f"trial-{number}", trial=number, epoch=epoch)
-        runs.decide(self._runs.place(f"trial-{number}"), epoch, True)
+        traffic.decide(self._runs.place(f"trial-{number}"), epoch, True)
         return self._run(number)
 
     def _tell(self, number: int, result: Result) -> None:
@@ -192,7 +193,7 @@ class Search:
         self._report(number, told(f"trial {number}", named, result.wall_seconds) + broken)
 
     def _stop(self, number: int, epoch: int, values: tuple[float, ...], reason: str) -> None:
-        result = Result.load(self._runs.place(f"trial-{number}"), runs.rung_file(epoch))
+        result = Result.load(self._runs.place(f"trial-{number}"), traffic.rung_file(epoch))
         violations = self._spec.violations(result.numbers)
         self._end(self._study.stop(number, values, epochs=epoch, violations=violations, reason=reason))
 
@@ -268,10 +269,10 @@ class Search:
         place = self._runs.place(f"trial-{number}")
         for event in self._ledger.of("rung", trial=number):
             promoted = any(e["epoch"] == event["epoch"] for e in self._ledger.of("promote", trial=number))
-            runs.decide(place, event["epoch"], event["go"] or promoted)
+            traffic.decide(place, event["epoch"], event["go"] or promoted)
             if event["broken"]:
                 self._known.doomed[number] = f"breaks {', '.join(event['broken'])}"
-        record = None if waits_at is None else Result.load(place, runs.rung_file(waits_at))
+        record = None if waits_at is None else Result.load(place, traffic.rung_file(waits_at))
         if record is None or waits_at is None or "latency_ms" not in record.cost or number in self._known.doomed:
             self._known.resume.append(number)
             return

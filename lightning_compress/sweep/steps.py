@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, final
 
+from lightning_compress.run import traffic
 from lightning_compress.run.result import Result
 from lightning_compress.sweep import check, control, objective, record, runs, space
 from lightning_compress.sweep.ledger import Ledger
@@ -74,9 +75,7 @@ def dense(job: Job) -> tuple[str, ...]:
     Raises:
         ValueError: one of them failed, so that there is nothing to compare with.
     """
-    titled = _dense_runs(job)
-    job.progress.expect(sum(runs.finished(job.runs.place(run.name)) is None for _, run in titled))
-    drive(job, _Dense(job, titled))
+    drive(job, _Listed(job, _dense_runs(job), list(job.spec.objectives), needed=True))
     return _teaching(job)
 
 
@@ -94,27 +93,30 @@ def _dense_runs(job: Job) -> list[tuple[str, Run]]:
 
 
 @final
-class _Dense:
-    """Runs that the sweep cannot do without."""
+class _Listed:
+    """Runs that are known beforehand, with titles; one that fails is left out, or ends the sweep if it is `needed`."""
 
-    def __init__(self, job: Job, titled: Sequence[tuple[str, Run]]) -> None:
-        self._job, self._titles = job, {run.name: title for title, run in titled}
+    def __init__(self, job: Job, titled: Sequence[tuple[str, Run]], objectives: Sequence[str], *, needed: bool) -> None:
+        self._job, self._objectives, self._needed = job, objectives, needed
+        self._titles = {run.name: title for title, run in titled}
         self._left = deque(run for _, run in titled)
         self._known = {run.name for run in self._left if runs.finished(job.runs.place(run.name)) is not None}
+        job.progress.expect(len(titled) - len(self._known))
 
     def next(self) -> Run | None:
         return self._left.popleft() if self._left else None
 
     def on(self, event: Event) -> None:
-        title = self._titles[event.run.name]
+        title, name = self._titles[event.run.name], event.run.name
+        where = self._job.runs.place(name)
+        if isinstance(event, Failed) and self._needed:
+            raise ValueError(f"{title} failed, nothing can be compared: {event.reason} (see {where})")
         if isinstance(event, Failed):
-            where = self._job.runs.place(event.run.name) / "error.txt"
-            raise ValueError(f"{title} failed, nothing can be compared: {event.reason} (traceback in {where})")
-        if isinstance(event, Finished):
-            objectives = self._job.spec.objectives
-            values = objective.values(event.result, objectives)
-            if event.run.name not in self._known:
-                named = dict(zip(objectives, values, strict=True))
+            self._job.progress.done(f"{title} failed: {event.reason} (see {where})")
+        elif isinstance(event, Finished):
+            values = objective.values(event.result, self._objectives)
+            if name not in self._known:
+                named = dict(zip(self._objectives, values, strict=True))
                 self._job.progress.done(told(title, named, event.result.wall_seconds))
 
 
@@ -124,7 +126,10 @@ def _teaching(job: Job) -> tuple[str, ...]:
         return ()
     place = job.runs.place("teacher-0").resolve()
     network = f"++teacher.model={space.written(Result.load(place).config['model'])}"
-    return (network, *space.overrides({"teacher.weights": place / "weights.pt"}))
+    known = {"teacher.weights": place / "weights.pt"}
+    if not any(override.lstrip("+").startswith("teacher.outputs=") for override in job.spec.base):
+        known["teacher.outputs"] = place / "outputs"
+    return (network, *space.overrides(known))
 
 
 def search(job: Job, checked: check.Checked, teaching: tuple[str, ...]) -> None:
@@ -160,14 +165,12 @@ def confirm(job: Job, found: StudyRecord, teaching: Sequence[str]) -> None:
     """
     recipes = [(point, (*teaching, *space.overrides(point.params))) for point in found.front]
     recipes += [(point, (*job.spec.dense, *job.spec.baselines[point.name])) for point in found.baselines]
-    todo = [
-        (point.name, _again(job.spec, point, (*recipe, f"seed={seed}"), seed))
+    titled = [
+        (f"{point.name}, seed {seed}", _again(job.spec, point, (*recipe, f"seed={seed}"), seed))
         for point, recipe in recipes
         for seed in job.spec.confirm_seeds
     ]
-    todo = [(name, run) for name, run in todo if runs.finished(job.runs.place(run.name)) is None]
-    job.progress.expect(len(todo))
-    drive(job, _Confirm(job, todo))
+    drive(job, _Listed(job, titled, [job.spec.quality], needed=False))
 
 
 def _again(spec: StudySpec, point: Point, overrides: tuple[str, ...], seed: int) -> Run:
@@ -175,33 +178,12 @@ def _again(spec: StudySpec, point: Point, overrides: tuple[str, ...], seed: int)
     return Run("confirm", f"{point.run}-{seed}", overrides, timed=False, from_dense=from_dense)
 
 
-@final
-class _Confirm:
-    """Runs on fresh seeds; one that fails is left out."""
-
-    def __init__(self, job: Job, todo: Sequence[tuple[str, Run]]) -> None:
-        self._job, self._titles = job, {run.name: name for name, run in todo}
-        self._left = deque(run for _, run in todo)
-
-    def next(self) -> Run | None:
-        return self._left.popleft() if self._left else None
-
-    def on(self, event: Event) -> None:
-        title = f"{self._titles[event.run.name]}, seed {event.run.label.rpartition('-')[2]}"
-        if isinstance(event, Failed):
-            where = self._job.runs.place(event.run.name)
-            self._job.progress.done(f"{title} failed: {event.reason} (see {where})")
-        elif isinstance(event, Finished):
-            quality = self._job.spec.quality
-            self._job.progress.done(told(title, {quality: event.result.get(quality)}, event.result.wall_seconds))
-
-
 def test(job: Job, found: StudyRecord) -> None:
     """Read the test split once for each point that is shown."""
     job.progress.begin("test split")
     for point in (*found.front, *found.baselines):
         place = job.runs.place(point.run)
-        if (place / "test.json").exists():
+        if (place / traffic.TEST).exists():
             continue
         handle = job.pool.launcher.submit(job.runs.testing(point.run))
         while (outcome := handle.poll()) is None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from lightning_compress.core.files import write_json
 from lightning_compress.tracking.content import Content, lacking, stamp
 from lightning_compress.tracking.leg import Leg, read_leg, together
 from lightning_compress.tracking.mode import inside
@@ -185,10 +186,7 @@ class _Mark:
 
     def add(self, legs: Iterable[Leg]) -> None:
         self._sizes |= {self._name(leg): leg.path.stat().st_size for leg in legs}
-        text = json.dumps({"server": self._server, "logs": self._sizes}, indent=1)
-        part = self._path.with_suffix(".part")
-        part.write_text(text, encoding="utf-8")
-        part.replace(self._path)
+        write_json(self._path, {"server": self._server, "logs": self._sizes})
 
     def _name(self, leg: Leg) -> str:
         return leg.path.parent.name

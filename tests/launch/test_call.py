@@ -70,7 +70,7 @@ def test_importing_the_worker_takes_no_torch() -> None:
 def test_a_full_disk_under_the_outcome_has_its_own_exit_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     job_file = call.write(job(tmp_path, "add", first=1, second=2))
 
-    def full(self: Path, text: str) -> int:
+    def full(self: Path, *_: object, **__: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(Path, "write_text", full)

@@ -130,8 +130,8 @@ def test_the_drivers_script_is_not_run_again(tmp_path: Path, processes: int) -> 
 def test_a_killed_server_takes_its_jobs_along_and_the_next_job_gets_a_new_one(launcher: Local, tmp_path: Path) -> None:
     handle = launcher.submit(job(tmp_path, "family", folder=str(tmp_path)))
     until((tmp_path / "complete").exists)
-    (server,) = linux.children(os.getpid())
-    os.kill(server, signal.SIGKILL)
+    server = Path(f"/proc/{handle.id}/stat").read_text().rpartition(")")[2].split()[1]
+    os.kill(int(server), signal.SIGKILL)
     (outcome,) = wait(handle)
     assert outcome == Outcome("crash", "the process that jobs are forked from was killed")
     first = Path(f"/proc/{handle.id}")

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from lightning_compress.run.result import SCHEMA, Result, write_json
+from lightning_compress.core.files import write_json
+from lightning_compress.run.result import SCHEMA, Result
 
 
 def _result() -> Result:
@@ -34,18 +35,6 @@ def test_numbers_by_name() -> None:
         result.get("val/acc")
     with pytest.raises(KeyError):
         result.get("cost/device")
-
-
-def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_json(tmp_path / "a.json", {"old": 1})
-
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.replace", full)
-    with pytest.raises(OSError, match="No space"):
-        write_json(tmp_path / "a.json", {"new": 2})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"old": 1}
 
 
 def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_building_blocks_are_allowed(target: str) -> None:
         "lightning_compress.run.config.importlib.import_module",
         "lightning_compress.run.config.compose",
         "lightning_compress.run.train.train",
-        "lightning_compress.run.result.write_json",
+        "lightning_compress.core.files.write_json",
         "lightning_compress.core.lookup.function",
         "lightning_compress.cli.main",
         "lightning_compress.tracking.wandb.log_run",

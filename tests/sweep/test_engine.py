@@ -52,7 +52,12 @@ def test_what_each_run_is_told(spec: StudySpec, bench: Bench, tmp_path: Path) ->
     assert trial["measure"]["onnx"] is True
     assert again["measure"]["onnx"] is False, "a latency does not depend on the seed"
     assert half["teacher"]["weights"] is None
-    assert trial["teacher"] == {"weights": str(folder / "runs/teacher-0/weights.pt"), "model": teacher["model"]}
+    place = folder / "runs/teacher-0"
+    assert trial["teacher"] == {
+        "weights": str(place / "weights.pt"),
+        "model": teacher["model"],
+        "outputs": str(place / "outputs"),
+    }
     assert trial["wandb"] == {
         "mode": "disabled",
         "project": "p",

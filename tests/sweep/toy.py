@@ -34,7 +34,7 @@ DEFAULTS: dict[str, Any] = {
     "kind": "plain",
     "share": 0.5,
     "weights": None,
-    "teacher": {"model": None, "weights": None},
+    "teacher": {"model": None, "weights": None, "outputs": None},
     "measure": {"reference": None, "latency": True, "onnx": True},
     "wandb": {
         "mode": "disabled",
