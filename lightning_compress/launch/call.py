@@ -27,6 +27,8 @@ _NO_DISK = (errno.ENOSPC, errno.EDQUOT)
 _MEMORY_TEXTS = ("out of memory", "allocate memory", "cublas_status_alloc_failed")
 # What the writer behind `torch.save` says on a full disk; it keeps no error number.
 _DISK_TEXTS = ("unexpected pos", "iostream error", "file write failed", "no space left on device")
+# Bytes kept back from the function: where it has taken all memory there is, saying so takes some.
+_SPARE = 4 << 20
 # Where Lightning finds a process's rank, first one first.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
@@ -58,12 +60,14 @@ def run(job_file: Path) -> int:
     """
     rank = int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
     trace = ""
+    spare = bytearray(_SPARE)
     try:
         outcome = Outcome("done", value=_call(job_file))
         text = json.dumps(asdict(outcome))
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        del spare
         outcome, trace = Outcome(classify(error), one_line(error)), traceback.format_exc()
         text = json.dumps(asdict(outcome))
     if rank > 0 and outcome.cause == "done":

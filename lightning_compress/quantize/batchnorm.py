@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
-from lightning_compress.core.stored import Stored, along
+from lightning_compress.core.stored import Stored, along, by_group
 
 
 def pairs(model: nn.Module, example: Any) -> dict[str, str]:
@@ -79,21 +79,27 @@ def _scaled(weight: Stored, factor: Tensor) -> Stored:
     if weight.codes is None:
         return replace(weight, value=weight.value * along(factor, 0, weight.value.dim()))
     assert weight.scale is not None
-    scale = weight.scale.expand(len(factor)) * factor.abs()
+    if weight.levels is not None:
+        return weight.chosen(weight.codes, weight.levels, weight.scale.expand(len(factor)) * factor, axis=0)
+    wide = factor[:, None] if weight.groups is not None else factor
+    scale = (weight.scale if weight.groups is not None else weight.scale.expand(len(factor))) * wide.abs()
     dead = scale < torch.finfo(scale.dtype).tiny
-    sign = torch.where(dead, torch.zeros_like(factor), factor.sign()).to(weight.codes.dtype)
+    sign = torch.where(dead, torch.zeros_like(scale), wide.sign()).to(weight.codes.dtype)
+    dims = weight.codes.dim()
+    spread = along(sign, 0, dims) if weight.groups is None else by_group(sign, weight.groups, dims)
     return weight.coded(
-        weight.codes * along(sign, 0, weight.codes.dim()),
+        weight.codes * spread,
         torch.where(dead, torch.ones_like(scale), scale),
         bits=weight.bits,
         axis=0,
         symmetric=True,
+        groups=weight.groups,
     )
 
 
 def can_fold(weight: Stored) -> bool:
-    """Whether a factor for each output channel fits into the weight: raw, or symmetric codes with a scale a channel."""
-    return weight.codes is None or (weight.symmetric and weight.axis == 0)
+    """Whether a factor for each output channel fits into the weight: raw, choices among levels, or symmetric codes."""
+    return weight.codes is None or weight.levels is not None or (weight.symmetric and weight.axis == 0)
 
 
 def folded(compact: Compact, norm: str, into: str) -> Compact:

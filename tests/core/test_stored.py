@@ -84,3 +84,35 @@ def test_sparsity_counts_exact_zeros_of_the_value() -> None:
     assert (
         Stored(torch.zeros(2)).coded(torch.tensor([5, 6]), torch.tensor(1.0), torch.tensor(5), bits=4).sparsity == 0.5
     )
+
+
+def test_groups_share_scales_and_keep_them_when_channels_go() -> None:
+    codes = torch.arange(2 * 5 * 2).reshape(2, 5, 2, 1) % 7 - 3
+    scale = torch.tensor([[1.0, 2.0], [4.0, 8.0]])
+    stored = Stored(torch.zeros(2, 5, 2, 1)).coded(codes, scale, bits=4, groups=torch.tensor([3, 2]))
+    wide = torch.tensor([[1.0, 1.0, 1.0, 2.0, 2.0], [4.0, 4.0, 4.0, 8.0, 8.0]])
+    assert torch.equal(stored.value, codes * wide[:, :, None, None])
+    index = torch.tensor([0, 3, 4])
+    taken = stored.take(1, index)
+    assert taken.groups is not None
+    assert taken.groups.tolist() == [1, 2]
+    assert torch.equal(taken.dequantize(), stored.value[:, index])
+    rows = stored.take(0, torch.tensor([1]))
+    assert torch.equal(rows.dequantize(), stored.value[1:])
+
+
+def test_levels_stand_for_single_weights_or_for_neighbours() -> None:
+    levels = torch.tensor([-1.0, 0.0, 0.5])
+    codes = torch.tensor([[2, 0], [1, 2]])
+    stored = Stored(torch.zeros(2, 2)).chosen(codes, levels, torch.tensor([1.0, -2.0]), axis=0)
+    assert stored.bits == 2
+    assert stored.value.tolist() == [[0.5, -1.0], [0.0, -1.0]]
+    assert torch.equal(stored.take(0, torch.tensor([1])).dequantize(), stored.value[1:])
+    assert torch.equal(stored.take(1, torch.tensor([1])).dequantize(), stored.value[:, 1:])
+    pairs = Stored(torch.zeros(2, 4)).chosen(codes, torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]))
+    assert pairs.value.tolist() == [[5.0, 6.0, 1.0, 2.0], [3.0, 4.0, 5.0, 6.0]]
+    assert torch.equal(pairs.take(0, torch.tensor([1])).dequantize(), pairs.value[1:])
+    with pytest.warns(UserWarning, match="stored as plain floats"):
+        plain = pairs.take(1, torch.tensor([0, 3]))
+    assert plain.codes is None
+    assert plain.value.tolist() == [[5.0, 2.0], [3.0, 6.0]]
