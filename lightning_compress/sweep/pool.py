@@ -6,23 +6,48 @@ restarted driver finds what was done.
 
 import shutil
 from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, final
 
+from lightning_compress.launch import call
 from lightning_compress.launch.job import Handle, Job, Launcher, Outcome, Resources
 from lightning_compress.run import traffic
 from lightning_compress.run.result import FILE, Result
-from lightning_compress.sweep import runs
+from lightning_compress.sweep import ledger, runs
 from lightning_compress.sweep.ledger import Ledger
 from lightning_compress.sweep.runs import Run, Runs
 
 _LEAST_DISK = 100e6
 _MOST_INTERRUPTIONS = 20
+_MAKE_ROOM = "make room, then write the same command again; nothing finished is lost"
 
 
 class DiskFullError(OSError):
-    """There is no room for another run; nothing finished is lost."""
+    """There is no room to go on; nothing finished is lost."""
+
+
+@contextmanager
+def names_full_disk(folder: Path) -> Iterator[None]:
+    """Whatever found no room in this block, the ledger of the study in `folder` says so, and what to do is said.
+
+    Raises:
+        DiskFullError: there was no room.
+    """
+    try:
+        yield
+    except OSError as error:
+        full = isinstance(error, DiskFullError)
+        if not full and call.classify(error) != "disk":
+            raise
+        if (folder / ledger.FILE).exists():
+            with suppress(OSError):
+                Ledger(folder).append("stop", cause="disk", detail=str(error))
+        if full:
+            raise
+        raise DiskFullError(f"no room is left for the study in {folder} ({error}): {_MAKE_ROOM}") from error
 
 
 @final
@@ -56,6 +81,15 @@ class Finished:
 
 @final
 @dataclass(frozen=True)
+class Retried:
+    """A run failed and is tried again: one line says why."""
+
+    run: Run
+    reason: str
+
+
+@final
+@dataclass(frozen=True)
 class Failed:
     """A run failed, for good: one line says why."""
 
@@ -63,7 +97,7 @@ class Failed:
     reason: str
 
 
-Event = Rung | Paused | Finished | Failed
+Event = Rung | Paused | Finished | Retried | Failed
 
 
 @final
@@ -138,8 +172,7 @@ class Pool:
         free = shutil.disk_usage(folder).free
         if free < _LEAST_DISK:
             raise DiskFullError(
-                f"{free / 1e6:.0f} MB of disk are left under {folder}, a run needs {_LEAST_DISK / 1e6:.0f}: make room, "
-                "then write the same command again; nothing finished is lost"
+                f"{free / 1e6:.0f} MB of disk are left under {folder}, a run needs {_LEAST_DISK / 1e6:.0f}: {_MAKE_ROOM}"
             )
         entry = {"run": flight.run.name, "stage": "timing" if flight.timing else "training"}
         self._ledger.append("start", **entry, wandb=self._runs.wandb_id(flight.run))
@@ -157,7 +190,8 @@ class Pool:
 
     def _ended(self, flight: _Flight, outcome: Outcome) -> list[Event]:
         if outcome.cause == "disk":
-            raise DiskFullError(f"{flight.run.name}: {outcome.detail}: make room, then write the same command again")
+            self._ledger.append("exit", run=flight.run.name, cause="disk", detail=outcome.detail)
+            raise DiskFullError(f"{flight.run.name}: {outcome.detail}: {_MAKE_ROOM}")
         if outcome.cause != "done":
             return self._failed(flight, outcome)
         self._ledger.append("exit", run=flight.run.name, cause="done")
@@ -216,14 +250,15 @@ class Pool:
         before = sum(1 for _ in self._ledger.of("exit", run=name, cause=cause))
         again = before < self._retries.get(cause, 0)
         self._ledger.append("exit", run=name, cause=cause, detail=outcome.detail, retry=again)
+        reason = f"{cause}: {outcome.detail}" if cause != "error" else outcome.detail
         if not again:
             del self._flights[name]
-            return [Failed(flight.run, f"{cause}: {outcome.detail}" if cause != "error" else outcome.detail)]
+            return [Failed(flight.run, reason)]
         if flight.timing is not None:
             self._due.append(flight)
         else:
             self._train(flight)
-        return []
+        return [Retried(flight.run, reason)]
 
 
 @final

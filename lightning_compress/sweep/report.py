@@ -36,6 +36,7 @@ class Axis:
         return size(value) if self.column.endswith("bytes") else f"{value:g}"
 
 
+_BEATEN, _STOPPED = "other trials", "stopped early, as they were then"
 SIZE = Axis("packed_bytes", "packed file", "faster", "times faster")
 LATENCY = Axis("latency_ratio", "latency, dense student = 1", "smaller", "times smaller")
 
@@ -52,10 +53,11 @@ def write(record: StudyRecord, folder: Path, report: Path) -> None:
 
 def front_figure(record: StudyRecord, axis: Axis) -> go.Figure:
     """Quality over one cost: every trial, the front, the dense baselines; hover shows parameters and costs."""
-    front = {point.name for point in record.front}
-    rest = [point for point in record.points if point.name not in front]
+    beaten, stopped = _others(record)
     figure = go.Figure()
-    figure.add_trace(_dots(record, rest, axis, "other trials", {"color": _GREY, "size": 8}))
+    if stopped:
+        figure.add_trace(_dots(record, stopped, axis, _STOPPED, {"color": _GREY, "size": 7, "symbol": "circle-open"}))
+    figure.add_trace(_dots(record, beaten, axis, _BEATEN, {"color": _GREY, "size": 8}))
     figure.add_trace(_staircase(record, axis))
     figure.add_trace(_dots(record, record.front, axis, "front", _coloured(record, axis)))
     square = {"symbol": "square", "color": _DENSE, "size": 10, "line": {"color": "white", "width": 1}}
@@ -72,6 +74,13 @@ def front_figure(record: StudyRecord, axis: Axis) -> go.Figure:
     figure.update_xaxes(type="log", title=axis.title, tickvals=ticks, ticktext=[axis.label(tick) for tick in ticks])
     figure.update_yaxes(title=html.escape(record.spec.quality))
     return _styled(figure)
+
+
+def _others(record: StudyRecord) -> tuple[list[Point], list[Point]]:
+    """Trials that are not on the front: those trained in full, and those stopped before."""
+    front = {point.name for point in record.front}
+    rest = [point for point in record.points if point.name not in front]
+    return [point for point in rest if point.epochs is None], [point for point in rest if point.epochs is not None]
 
 
 def importance_figure(record: StudyRecord) -> go.Figure:
@@ -178,13 +187,14 @@ def _json(record: StudyRecord) -> str:
 def _png(record: StudyRecord, path: Path) -> None:
     figure = Figure(figsize=(8.4, 5.2), dpi=150, layout="constrained")
     axes = figure.subplots()
-    front = {point.name for point in record.front}
-    rest = [point for point in record.points if point.name not in front]
+    beaten, stopped = _others(record)
 
     def draw(points: Sequence[Point]) -> tuple[list[float], list[float]]:
         return [_x(record, point, SIZE) for point in points], [point.values[0] for point in points]
 
-    axes.scatter(*draw(rest), s=28, color=_GREY, label="other trials", zorder=2)
+    if stopped:
+        axes.scatter(*draw(stopped), s=22, facecolors="none", edgecolors=_GREY, label=_STOPPED, zorder=2)
+    axes.scatter(*draw(beaten), s=28, color=_GREY, label=_BEATEN, zorder=2)
     corners = _steps(record, SIZE)
     axes.step(*zip(*corners, strict=True), where="post", color=_LINE, lw=1.2, label="best at this size", zorder=1)
     colours = [records.row(record, point)["faster"] for point in record.front]

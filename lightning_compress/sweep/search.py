@@ -13,11 +13,12 @@ from lightning_compress.run.result import Result
 from lightning_compress.sweep import ledger, objective, space
 from lightning_compress.sweep.foresight import ranked
 from lightning_compress.sweep.ledger import Ledger
-from lightning_compress.sweep.pool import Event, Failed, Finished, Paused, Rung
+from lightning_compress.sweep.pool import Event, Failed, Finished, Paused, Retried, Rung
 from lightning_compress.sweep.progress import Progress, told
 from lightning_compress.sweep.rungs import Rule
 from lightning_compress.sweep.runs import Run, Runs
 from lightning_compress.sweep.spec import StudySpec
+from lightning_compress.sweep.store import JOURNAL
 from lightning_compress.sweep.study import Study, Trial
 
 
@@ -93,6 +94,8 @@ class Search:
                 self._pause(number, event.epoch, event.result)
             case Finished():
                 self._tell(number, event.result)
+            case Retried():
+                self._progress.note(f"trial {number} failed and is tried again: {event.reason}")
             case Failed():
                 self._fail(number, event.reason)
 
@@ -234,6 +237,7 @@ class Search:
 
     def _replay(self) -> None:
         """Bring rule and queues to where an earlier driver left them, and the ledger up to date with the study."""
+        self._check()
         waits: dict[int, int] = {}
         for event in self._ledger.events:
             if event["event"] == "rung":
@@ -244,6 +248,18 @@ class Search:
             if event["event"] == "promote" or event.get("go"):
                 waits.pop(event["trial"], None)
         self._catch_up(waits)
+
+    def _check(self) -> None:
+        """Whatever the ledger knows was written to the study before."""
+        kept = {trial.number: trial.state for trial in self._study.trials(repeats=True)}
+        for event in self._ledger.events:
+            number, state = event.get("trial"), event.get("state")
+            if number is not None and (number not in kept or state not in (None, kept[number])):
+                where = "its database" if self._spec.storage else self._ledger.path.with_name(JOURNAL)
+                raise ValueError(
+                    f"{where} has lost what it knew of trial {number}, which {self._ledger.path} says is "
+                    f"{state or 'drawn'}: put back a copy, or write --fresh to begin the study anew"
+                )
 
     def _catch_up(self, waits: dict[int, int]) -> None:
         asked = {event["trial"] for event in self._ledger.of("ask")}

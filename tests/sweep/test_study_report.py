@@ -147,6 +147,17 @@ def test_the_figure_shows_each_point_where_it_lies(spec: StudySpec, bench: Bench
     assert list(bars.x) == [0.25, 0.75]
 
 
+def test_stopped_trials_are_told_apart(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
+    found = _done(spec, bench, tmp_path / "study")
+    *front, stopped, beaten = found.front
+    points = (*front, replace(stopped, epochs=3), beaten)
+    traces = {
+        t.name: t for t in report.front_figure(replace(found, points=points, front=tuple(front)), report.SIZE).data
+    }
+    assert list(traces["stopped early, as they were then"].y) == [stopped.values[0]]
+    assert list(traces["other trials"].y) == [beaten.values[0]]
+
+
 def test_a_study_without_teacher_baselines_or_confirmation(spec: StudySpec, bench: Bench, tmp_path: Path) -> None:
     bare = replace(spec, teacher=None, baselines={}, reference=None, confirm_seeds=[], test=False, trials=2)
     found = _done(bare, bench, tmp_path / "study")
@@ -209,6 +220,8 @@ def test_the_plan_counts_and_measures(spec: StudySpec, bench: Bench, tmp_path: P
     assert unknown.runs == {"teacher": 1, "baseline": 2, "trial": 8, "confirmation": (2 + 2) * 2}
     assert unknown.seconds is None
     assert "write expected_seconds" in unknown.text()
+    pair = plan.plan(replace(spec, expected_seconds=6.0, launch={"workers": 2}), tmp_path / "study")
+    assert pair.text().splitlines()[1] == "about 0.95 minutes with 2 at once (6 s per run, the study's guess)"
     guessed = plan.plan(replace(spec, expected_seconds=6.0, expected_megabytes=2.0), tmp_path / "study")
     assert (guessed.seconds, guessed.disk) == (19 * 6.0, 38e6)
     assert guessed.text().splitlines()[1] == "about 1.9 minutes, 38 MB of disk (6 s per run, the study's guess)"
