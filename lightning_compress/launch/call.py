@@ -73,9 +73,10 @@ def run(job_file: Path) -> int:
     if rank > 0 and outcome.cause == "done":
         return 0
     try:
-        write_text(job_file.with_name(_OUTCOME if rank == 0 else f"rank-{rank}.json"), text)
+        # The outcome last: who sees it takes the job to have ended, and reads the trace.
         if trace and rank == 0:
             write_text(job_file.with_name(_ERROR), trace)
+        write_text(job_file.with_name(_OUTCOME if rank == 0 else f"rank-{rank}.json"), text)
     except OSError as error:
         if error.errno not in _NO_DISK:
             raise
