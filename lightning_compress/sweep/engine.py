@@ -17,7 +17,7 @@ from lightning_compress.core.files import write_json
 from lightning_compress.launch.job import Launcher
 from lightning_compress.sweep import check, control, record, report, steps
 from lightning_compress.sweep.ledger import Ledger
-from lightning_compress.sweep.pool import Pool
+from lightning_compress.sweep.pool import Pool, names_full_disk
 from lightning_compress.sweep.progress import Progress
 from lightning_compress.sweep.publish import StudyRun, study_labels
 from lightning_compress.sweep.record import StudyRecord
@@ -38,9 +38,9 @@ def sweep(
         ValueError: the study cannot be run as written, or `folder` holds something else (nothing was trained then);
             or the teacher or a dense baseline failed, so that there is nothing to compare with.
         Stopped: the study was asked to stop.
-        DiskFullError: there is no room for another run.
+        DiskFullError: there is no room to go on.
     """
-    with closing(launcher):
+    with closing(launcher), names_full_disk(folder):
         plan = check.check(spec, tools)
         report_folder = Path(spec.report)
         report_folder.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, final
 
 FILE, SPARE = "ledger.jsonl", "ledger.spare"
-_SPARE_BYTES = 1 << 14
+_SPARE_BYTES = 1 << 12
 Event = dict[str, Any]
 
 

@@ -151,7 +151,6 @@ class Pool:
 
     def poll(self) -> list[Event]:
         """What happened since the last call."""
-        self._time_next()
         events: list[Event] = []
         for flight in list(self._flights.values()):
             if flight.timing is None:
@@ -161,6 +160,7 @@ class Pool:
                 flight.handle = None
                 events += self._rungs(flight) if flight.timing is None else []
                 events += self._ended(flight, outcome)
+        self._time_next()
         return events
 
     def _train(self, flight: _Flight) -> None:
@@ -172,7 +172,7 @@ class Pool:
         free = shutil.disk_usage(folder).free
         if free < _LEAST_DISK:
             raise DiskFullError(
-                f"{free / 1e6:.0f} MB of disk are left under {folder}, a run needs {_LEAST_DISK / 1e6:.0f}: {_MAKE_ROOM}"
+                f"{free / 1e6:.0f} MB of disk are left for {folder}, a run needs {_LEAST_DISK / 1e6:.0f}: {_MAKE_ROOM}"
             )
         entry = {"run": flight.run.name, "stage": "timing" if flight.timing else "training"}
         self._ledger.append("start", **entry, wandb=self._runs.wandb_id(flight.run))

@@ -86,8 +86,10 @@ def read_spec(folder: Path) -> tuple[StudySpec, str, str]:
         return StudySpec(**data["spec"]), data["identity"], data["created"]
     except FileNotFoundError:
         raise ValueError(f"{folder} holds no study: there is no {FILE} in it") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(f"{folder / FILE} is damaged ({error}): write --fresh to begin the study anew") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{folder / FILE} is damaged ({error}): put back a copy, or write --fresh to begin the study anew"
+        ) from error
 
 
 def open_study(folder: Path, spec: StudySpec) -> Study:

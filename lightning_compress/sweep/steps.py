@@ -12,7 +12,7 @@ from lightning_compress.run import traffic
 from lightning_compress.run.result import Result
 from lightning_compress.sweep import check, control, objective, record, runs, space
 from lightning_compress.sweep.ledger import Ledger
-from lightning_compress.sweep.pool import Event, Failed, Finished, Pool
+from lightning_compress.sweep.pool import Event, Failed, Finished, Pool, Retried
 from lightning_compress.sweep.progress import Progress, told
 from lightning_compress.sweep.publish import StudyRun
 from lightning_compress.sweep.record import Point, StudyRecord
@@ -113,6 +113,8 @@ class _Listed:
             raise ValueError(f"{title} failed, nothing can be compared: {event.reason} (see {where})")
         if isinstance(event, Failed):
             self._job.progress.done(f"{title} failed: {event.reason} (see {where})")
+        elif isinstance(event, Retried):
+            self._job.progress.note(f"{title} failed and is tried again: {event.reason}")
         elif isinstance(event, Finished):
             values = objective.values(event.result, self._objectives)
             if name not in self._known:

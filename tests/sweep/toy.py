@@ -1,7 +1,8 @@
 """A stand-in for training that keeps a worker's promises: results from a formula, files of the right names.
 
 Everything is a function by name, as a real worker's are, so that any launcher can run it. What a test wants to go wrong
-is in the config, under `broken`, or in `BENCH` where all runs are run in the test's own process.
+is in the config, as `broken: {trial-1: memory}` with a function of `breaks.py`, or in `BENCH` where all runs are run in
+the test's own process.
 """
 
 import io
@@ -11,17 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
-
-from rich.console import Console
+from typing import TYPE_CHECKING, Any
 
 from lightning_compress.launch.inline import Inline
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import engine
-from lightning_compress.sweep.progress import Progress
-from lightning_compress.sweep.record import StudyRecord
 from lightning_compress.sweep.runs import Tools
 from lightning_compress.sweep.spec import StudySpec
+from tests.sweep import breaks
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from lightning_compress.sweep.record import StudyRecord
 
 HERE = "tests.sweep.toy"
 DEFAULTS: dict[str, Any] = {
@@ -34,6 +36,7 @@ DEFAULTS: dict[str, Any] = {
     "kind": "plain",
     "share": 0.5,
     "weights": None,
+    "broken": {},
     "teacher": {"model": None, "weights": None, "outputs": None},
     "measure": {"reference": None, "latency": True, "onnx": True},
     "wandb": {
@@ -91,9 +94,15 @@ BENCH = Bench()
 
 
 def run_study(
-    spec: StudySpec, bench: Bench, folder: Path, *, fresh: bool = False, console: Console | None = None
-) -> tuple[StudyRecord, list[str]]:
+    spec: StudySpec, bench: Bench, folder: Path, *, fresh: bool = False, console: "Console | None" = None
+) -> "tuple[StudyRecord, list[str]]":
     """Run a study in this process, on `bench`; its record and the lines that were printed."""
+    # Imported here, as a worker, which imports this file too, starts in a tenth of the time without them.
+    from rich.console import Console
+
+    from lightning_compress.sweep import engine
+    from lightning_compress.sweep.progress import Progress
+
     global BENCH
     BENCH, out = bench, io.StringIO()
     progress = Progress(console or Console(file=out, width=200))
@@ -107,7 +116,9 @@ def trial(config: dict[str, Any], folder: str, rungs: list[int], patience: float
     if (place / "result.json").exists():
         return {"status": "done", "epoch": config["epochs"]}
     BENCH.trained.append((place.name, config))
-    changes = BENCH.broken(config)
+    changes = {**BENCH.broken(config)}
+    if place.name in config["broken"]:
+        changes |= getattr(breaks, config["broken"][place.name])(place)
     mark = place / "checkpoint.json"
     first = json.loads(mark.read_text())["epoch"] if mark.exists() else 0
     for epoch in range(first, config["epochs"]):
