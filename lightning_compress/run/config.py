@@ -1,5 +1,6 @@
 """Configurations: composed with Hydra, checked against signatures, turned into objects. Never inside `@hydra.main`."""
 
+import copy
 import difflib
 import functools
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from typing import Any
 import yaml  # type: ignore[import-untyped]
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException, InstantiationException, OverrideParseException
 from hydra.utils import instantiate as hydra_instantiate
 from omegaconf import DictConfig, OmegaConf
@@ -62,7 +65,7 @@ def compose(overrides: Sequence[str] = (), *, folders: Sequence[Path] = ()) -> C
     deciding = [_reachable(text, known) for text in values if _decides(text)]
     known = _known((*groups, *deciding, search))
     values = [text if _decides(text) else _reachable(text, known) for text in values]
-    config = _hydra([*groups, *values, search])
+    config = _with(_known((*groups, search)), values) or _hydra([*groups, *values, search])
     try:
         resolved: Config = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -76,6 +79,28 @@ def compose(overrides: Sequence[str] = (), *, folders: Sequence[Path] = ()) -> C
 def _known(overrides: tuple[str, ...]) -> DictConfig:
     """The keys there are, given the groups. Cached, since a study composes the same groups many times."""
     return _hydra(list(overrides))
+
+
+def _with(config: DictConfig, values: Sequence[str]) -> DictConfig | None:
+    """A copy of a composed configuration with values set as Hydra sets them, in a fifth of the time of composing anew.
+
+    None for what is not `key=value` or cannot be set: Hydra does, or says what is wrong with it.
+    """
+    config = copy.deepcopy(config)
+    try:
+        for override in map(_parsed, values):
+            if override.is_delete() or override.is_add() or override.is_sweep_override() or override.package:
+                return None
+            added = override.is_force_add()
+            OmegaConf.update(config, override.key_or_group, override.value(), merge=True, force_add=added)
+    except (HydraException, OmegaConfBaseException):
+        return None
+    return config
+
+
+@functools.lru_cache(1024)
+def _parsed(text: str) -> Override:
+    return OverridesParser.create().parse_override(text)
 
 
 @functools.cache

@@ -164,10 +164,11 @@ class Search:
 
     def _finish_front(self) -> Run | None:
         """A paused trial that no trial trained in full beats: a front is made of finished ones only."""
-        full = [trial.values for trial in self._study.trials() if trial.state == "done" and trial.feasible]
+        full = [trial.values or () for trial in self._study.trials() if trial.state == "done" and trial.feasible]
+        best = [full[index] for index in objective.front(full, self._directions)]  # they beat whatever any of all beats
         for number in sorted(self._known.paused):
             values = self._known.seen[number]
-            if not any(objective.dominates(other or (), values, self._directions) for other in full):
+            if not any(objective.dominates(other, values, self._directions) for other in best):
                 return self._go_on(number)
         return None
 

@@ -149,15 +149,17 @@ class _Mirrored:
     """A search whose front is shown in W&B as it moves."""
 
     def __init__(self, job: Job, search: Search) -> None:
-        self._job, self._search, self._last = job, search, time.monotonic()
+        self._job, self._search, self._due = job, search, time.monotonic() + _REFRESH
         self.next = search.next
 
     def on(self, event: Event) -> None:
         self._search.on(event)
-        if isinstance(event, Finished) and time.monotonic() - self._last > _REFRESH:
+        began = time.monotonic()
+        if isinstance(event, Finished) and began > self._due:
             with suppress(ValueError):  # no trial has finished that keeps to the constraints
                 self._job.mirror.refresh(record.collect(self._job.folder))
-            self._last = time.monotonic()
+            now = time.monotonic()
+            self._due = now + max(_REFRESH, 50 * (now - began))  # all results are read again: workers must not wait
 
 
 def confirm(job: Job, found: StudyRecord, teaching: Sequence[str]) -> None:
