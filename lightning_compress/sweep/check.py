@@ -45,7 +45,10 @@ def check(spec: StudySpec, tools: Tools) -> Checked:
     if spec.start_dense:
         _check_starts(spec, searched, [composed[name]["model"] for name in spec.baselines], tools)
     horizon = _horizon(base)
-    return Checked(searched, horizon, _rungs(spec, base, horizon), _warm(spec, searched))
+    rungs = _rungs(spec, base, horizon)
+    if rungs and not spec.baselines:
+        raise ValueError("fidelity: trials that stop early are timed beside a dense baseline: name one under baselines")
+    return Checked(searched, horizon, rungs, _warm(spec, searched))
 
 
 def _compose(tools: Tools, name: str, overrides: Sequence[str]) -> dict[str, Any]:

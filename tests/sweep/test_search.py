@@ -140,3 +140,10 @@ def test_records_can_be_read_while_trials_run(racing: StudySpec, tmp_path: Path)
     run_study(racing, Bench(each_epoch=look), tmp_path / "study")
     assert seen == sorted(seen)
     assert seen[-1] > seen[0]
+
+
+def test_stopping_needs_a_dense_baseline_to_time_beside(racing: StudySpec, tmp_path: Path) -> None:
+    bench = Bench()
+    with pytest.raises(ValueError, match="name one under baselines"):
+        run_study(replace(racing, baselines={}, reference=None), bench, tmp_path / "study")
+    assert not bench.trained
