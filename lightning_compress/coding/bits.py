@@ -1,4 +1,4 @@
-"""Fixed-width packing: unsigned codes of 1 to 16 bits laid end to end, no gap between them.
+"""Fixed-width packing: unsigned codes of 1 to 24 bits laid end to end, no gap between them.
 
 Layout: code `i` fills bits `i * bits` to `(i + 1) * bits - 1` of the stream, lowest bit first, and bit `j` of
 the stream is bit `j % 8` of byte `j // 8`. The last byte is filled up with zeros.
@@ -7,14 +7,14 @@ the stream is bit `j % 8` of byte `j // 8`. The last byte is filled up with zero
 import numpy as np
 from numpy.typing import NDArray
 
-MAX_BITS = 16
+MAX_BITS = 24
 
 
 def packed_size(count: int, bits: int) -> int:
     """Number of bytes that `count` codes of `bits` bits take: `ceil(count * bits / 8)`.
 
     Raises:
-        ValueError: `bits` is not in 1..16, or `count` is negative.
+        ValueError: `bits` is not in 1..24, or `count` is negative.
 
     Example:
         >>> packed_size(5, 3)
@@ -33,7 +33,7 @@ def pack(codes: NDArray[np.integer], bits: int) -> bytes:
     `codes` has any shape and any integer dtype; it is read in C order.
 
     Raises:
-        ValueError: `bits` is not in 1..16, `codes` does not hold integers, or a code is outside `0..2**bits - 1`.
+        ValueError: `bits` is not in 1..24, `codes` does not hold integers, or a code is outside `0..2**bits - 1`.
 
     Example:
         >>> pack(np.array([1, 2, 3]), bits=4).hex()
@@ -62,10 +62,11 @@ def pack(codes: NDArray[np.integer], bits: int) -> bytes:
 def unpack(data: bytes, count: int, bits: int) -> NDArray[np.unsignedinteger]:
     """Read back `count` codes of `bits` bits: the inverse of `pack`.
 
-    Returns a 1-D array, uint8 up to 8 bits and uint16 above. Memory is taken only once the length of `data` fits.
+    Returns a 1-D array, uint8 up to 8 bits, uint16 up to 16 and uint32 above. Memory is taken only once the length of
+    `data` fits.
 
     Raises:
-        ValueError: `bits` is not in 1..16, `count` is negative, or `data` is not `ceil(count * bits / 8)` bytes.
+        ValueError: `bits` is not in 1..24, `count` is negative, or `data` is not `ceil(count * bits / 8)` bytes.
 
     Example:
         >>> unpack(bytes.fromhex("2103"), count=3, bits=4)
@@ -76,7 +77,7 @@ def unpack(data: bytes, count: int, bits: int) -> NDArray[np.unsignedinteger]:
         raise ValueError(f"expected {size} bytes for {count} codes of {bits} bits, got {len(data)}")
     raw = np.zeros((-(-count // 8), bits), np.uint8)
     raw.reshape(-1)[:size] = np.frombuffer(data, np.uint8)
-    codes = np.empty((len(raw), 8), np.uint8 if bits <= 8 else np.uint16)
+    codes = np.empty((len(raw), 8), np.uint8 if bits <= 8 else np.uint16 if bits <= 16 else np.uint32)
     for place in range(8):
         first, shift = divmod(place * bits, 8)
         value = raw[:, first].astype(np.uint32)

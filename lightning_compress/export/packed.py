@@ -2,15 +2,15 @@
 
 Layout, little-endian: magic (4 bytes), version (1), CRC-32 of all that follows (4), length of the header (4), header
 (JSON, deflated), data. The data is one stretch: the bytes of each tensor (section.py), in the order of the header,
-then the scale (float32) of each activation quantizer. Nothing in a file is ever run or unpickled.
+then the scale (float32) of each activation quantizer. All that can be entropy coded is. Nothing in a file is ever run
+or unpickled.
 """
 
-import copy
 import json
 import struct
 import zlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any, final
@@ -18,24 +18,27 @@ from typing import Any, final
 import torch
 from torch import nn
 
+from lightning_compress.coding.reader import Reader
 from lightning_compress.core import surgery
 from lightning_compress.core.edits import replay
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact, Edit
 from lightning_compress.core.stored import Stored
-from lightning_compress.export.section import DTYPES, FLOAT, Data, decode, encode, to_bytes
+from lightning_compress.export.quantizers import Quantizers
+from lightning_compress.export.section import DTYPES, FLOAT, Tables, decode, encode, to_bytes
 
 MAGIC = b"LCZ\x1a"
-VERSION = 1
+VERSION = 2
 _PREFIX = struct.Struct("<4sBII")
 _CHECKED_FROM = 9
 #: Counts that batch norm keeps for training alone: not written, 0 after `rebuild`.
 _DROPPED = "num_batches_tracked"
-# A mask can stand for far more entries than it has bytes, so the length of a file does not bound what reading takes.
-# Files beyond both of these are refused: more entries in all, and more for each byte of the file.
-_MOST_ENTRIES = 2**24
-_MOST_ENTRIES_PER_BYTE = 1024
-_MOST_HEADER = 2**23
+# Coded entries may take no bytes at all, so the length of a file does not bound what reading it takes, some 24 bytes
+# of memory for each. Files with more than the first number and the second for each of their bytes are refused.
+_MOST_ENTRIES, _MOST_ENTRIES_PER_BYTE = 2**22, 256
+_MOST_HEADER = 2**21
+_MOST_KEPT = 2**20
+_MOST_DIMS = 8
 # What a header that lies can lead to, before or while its tensors are made.
 _UNSOUND = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, zlib.error)
 # What headers are made of, so that even a short one deflates well. Part of the format: a change needs a new version.
@@ -44,8 +47,9 @@ _WORDS = (
     b'{"_target_":"lightning_compress.models.lenet.LeNet5mlp.resnet_cifar.ResNetCIFARvgg_cifar.small_conv.SmallConv",'
     b'{"index":"side":"in""side":"out"{"kind":"keep","layer":"{"kind":"fold","norm":"layer1.0.bn1","into":"layer1.0.conv1"}'
     b'.running_mean",[.running_var",[.downsample.0.features.classifier.fc1.weight",[conv2.weight",[16,32,64,128,256,3,3],'
-    b'{"b":8,"x":0,"m":["relative:3:["rows+bitmap",["fc.bias",[10]],["conv1.bias",[16]],["conv1.weight",[16,1,3,3],'
-    b'{"b":4,"x":0}],"q":[["conv1",0,255,0],["fc",0,15,0]],"e":[{"a":null,"t":[['
+    b'{"b":8,"x":0,"g":32,"u":1,"m":1}],["fc.bias",[10]],["conv1.bias",[16]],["conv1.weight",[16,1,3,3],'
+    b'{"l":1,"n":[16],"x":0,"m":1}],["fc1.weight",[300,784],{"l":0,"n":[32],"m":1}],["fc1.bias",[300]],["fc2.weight",'
+    b'{"b":4,"x":0}],"q":[["conv1",0,255,0],["fc",0,15,0]],"input_shape":[1,28,28],"t":[["e":[],"a":{"model":'
 )
 
 
@@ -54,7 +58,8 @@ _WORDS = (
 class Packed:
     """What a compressed file holds.
 
-    `architecture` is the JSON data given to `write`; `quantizers` go by the layer whose input they round.
+    `architecture` is the JSON data given to `write`; `quantizers` go by the layer whose input they round, `outputs` by
+    the module whose output they round.
     `header_bytes` plus the sum of `bytes_per_tensor` is the length of the file.
     """
 
@@ -64,11 +69,12 @@ class Packed:
     quantizers: dict[str, FixedQuantizer]
     bytes_per_tensor: dict[str, int]
     header_bytes: int
+    outputs: dict[str, FixedQuantizer] = field(default_factory=dict)
 
 
 def _is_written(name: str) -> bool:
     *parents, leaf = name.split(".")
-    return leaf != _DROPPED and surgery.INPUT_CHILD not in parents
+    return leaf != _DROPPED and not {surgery.INPUT_CHILD, surgery.OUTPUT_CHILD} & set(parents)
 
 
 def _checked(compact: Compact) -> dict[str, Stored]:
@@ -86,17 +92,6 @@ def _checked(compact: Compact) -> dict[str, Stored]:
     return stored
 
 
-def _quantizers(model: nn.Module) -> dict[str, FixedQuantizer]:
-    found = {}
-    for name, module in model.named_modules():
-        layer, _, leaf = name.rpartition(".")
-        if isinstance(module, FixedQuantizer):
-            if leaf != surgery.INPUT_CHILD:
-                raise ValueError(f"cannot pack {name!r}: a FixedQuantizer must be a layer's {surgery.INPUT_CHILD}")
-            found[layer] = module
-    return found
-
-
 def _shorten(edit: Edit) -> Edit:
     """An edit with its kept indices as one hexadecimal number with those bits set, where they are in order."""
     index = edit.get("index")
@@ -106,11 +101,13 @@ def _shorten(edit: Edit) -> Edit:
 
 
 def _lengthen(edit: Edit) -> Edit:
-    index = edit.get("index")
-    if not isinstance(index, str):
-        return edit
-    bits = f"{int(index, 16):b}"
-    return edit | {"index": [i for i, bit in enumerate(reversed(bits)) if bit == "1"]}
+    index = edit.get("index", [])
+    if isinstance(index, str):
+        bits = f"{int(index, 16):b}"
+        return edit | {"index": [i for i, bit in enumerate(reversed(bits)) if bit == "1"]}
+    if not isinstance(index, list) or not _all_whole(index) or len(set(index)) < len(index):
+        raise ValueError(f"an edit keeps the channels {str(index)[:80]}")
+    return edit
 
 
 def write(compact: Compact, path: str | Path, *, architecture: dict[str, Any] | None = None) -> int:
@@ -129,19 +126,17 @@ def write(compact: Compact, path: str | Path, *, architecture: dict[str, Any] | 
     ...     size = write(Compact(net, stored), Path(folder) / "model.lcz")
     ...     back = read(Path(folder) / "model.lcz")
     >>> back.bytes_per_tensor, size - back.header_bytes
-    ({'weight': 24, 'bias': 12}, 36)
+    ({'weight': 25, 'bias': 13}, 38)
     """
-    tensors, data = [], b""
+    tensors, data, tables = [], b"", Tables()
     for name, stored in _checked(compact).items():
-        how, body = encode(stored)
+        how, body = encode(stored, tables)
         tensors.append([name, list(stored.value.shape), *([how] if how else [])])
         data += body
-    quantizers = []
-    for layer, fixed in _quantizers(compact.model).items():
-        quantizers.append([layer, fixed.low, fixed.high, int(fixed.zero_point)])
-        data += to_bytes(fixed.scale, FLOAT)
+    quantizers = Quantizers.of(compact.model).rows()
+    data += b"".join(to_bytes(scale, FLOAT) for _, scale in quantizers)
     edits = [_shorten(edit) for edit in compact.edits]
-    header = {"a": architecture, "e": edits, "t": tensors, "q": quantizers}
+    header = {"a": architecture, "e": edits, "t": tensors, "q": [row for row, _ in quantizers]}
     deflate = zlib.compressobj(9, zlib.DEFLATED, -15, zdict=_WORDS)
     text = json.dumps(header, separators=(",", ":"), allow_nan=False, ensure_ascii=False).encode()
     if len(text) > _MOST_HEADER:
@@ -149,6 +144,7 @@ def write(compact: Compact, path: str | Path, *, architecture: dict[str, Any] | 
     short = deflate.compress(text) + deflate.flush()
     rest = struct.pack("<I", len(short)) + short + data
     file = MAGIC + struct.pack("<BI", VERSION, zlib.crc32(rest)) + rest
+    _declared(text, len(file))  # what would not be read is not written
     return Path(path).write_bytes(file)
 
 
@@ -158,7 +154,7 @@ def _unwrap(file: bytes) -> tuple[bytes, int]:
         raise ValueError(f"it does not begin with {MAGIC!r}")
     _, version, checksum, length = _PREFIX.unpack_from(file)
     if version != VERSION:
-        raise ValueError(f"expected version {VERSION}, got {version}")
+        raise ValueError(f"expected version {VERSION}, got {version}: write the model again with this release")
     if zlib.crc32(file[_CHECKED_FROM:]) != checksum:
         raise ValueError("its checksum is wrong: it was cut off or changed")
     if length > len(file) - _PREFIX.size:
@@ -173,37 +169,49 @@ def _unwrap(file: bytes) -> tuple[bytes, int]:
 
 def _declared(text: bytes, file_size: int) -> dict[str, Any]:
     """The header, once the number of entries that it declares is one that a file of this size can hold."""
-    header: dict[str, Any] = json.loads(text)
+    header = json.loads(text)
+    if not isinstance(header, dict) or header.keys() != set("aetq"):
+        raise ValueError(f"its header says {str(header)[:80]}")
     entries = 0
-    for name, shape, *_ in header["t"]:
-        if not isinstance(name, str) or not all(type(length) is int and length >= 0 for length in shape):
-            raise ValueError(f"a tensor is called {name!r} and has shape {shape!r}")
-        entries += prod(shape)
-    if entries > max(_MOST_ENTRIES, _MOST_ENTRIES_PER_BYTE * file_size):
-        raise ValueError(f"{entries} tensor entries declared in {file_size} bytes")
+    for name, shape, *how in header["t"]:
+        new = how[0].get("n", []) if how else []
+        whole = isinstance(new, list) and _all_whole([*shape, *new]) and len(shape) <= _MOST_DIMS
+        if not isinstance(name, str) or not whole:
+            raise ValueError(f"a tensor is called {str(name)[:80]!r} and has shape {str(shape)[:80]}")
+        # A tensor without entries may have scales.
+        entries += prod(max(1, length) for length in shape) + prod(new)
+    most = _MOST_ENTRIES + _MOST_ENTRIES_PER_BYTE * file_size
+    if entries > most:
+        raise ValueError(f"{entries} tensor entries declared in {file_size} bytes, where at most {most} are read")
+    kept = sum(4 * len(edit["index"]) for edit in header["e"] if isinstance(edit.get("index"), str))
+    if kept > _MOST_KEPT + 8 * file_size:
+        raise ValueError(f"edits of {kept} channels declared in {file_size} bytes")
     return header
+
+
+def _all_whole(numbers: list[Any]) -> bool:
+    return all(type(number) is int and 0 <= number < 2**62 for number in numbers)
 
 
 def _parse(file: bytes) -> Packed:
     text, start = _unwrap(file)
     header = _declared(text, len(file))
-    data = Data(file[start:])
+    reader, tables = Reader(file[start:]), Tables()
     tensors: dict[str, Stored] = {}
     sizes: dict[str, int] = {}
     for name, shape, *how in header["t"]:
-        before = data.at
-        tensors[name] = decode(shape, how[0] if how else {}, data)
-        sizes[name] = data.at - before
-    quantizers = {}
-    for layer, low, high, zero in header["q"]:
-        quantizers[layer] = FixedQuantizer(data.array(1, FLOAT)[0], torch.tensor(zero), low, high)
-        sizes[f"{layer}.{surgery.INPUT_CHILD}.scale"] = 4
-    if data.at != len(data.data):
-        raise ValueError(f"{len(data.data) - data.at} bytes follow the last tensor")
+        before = reader.at
+        tensors[name] = decode(shape, how[0] if how else {}, reader, tables)
+        sizes[name] = reader.at - before
+    quantizers = Quantizers()
+    for row in header["q"]:
+        sizes[quantizers.add(row, reader.take(4))] = 4
+    if reader.left:
+        raise ValueError(f"{reader.left} bytes follow the last tensor")
     if len(sizes) != len(header["t"]) + len(header["q"]):
         raise ValueError("a name is used twice")
     edits = [_lengthen(edit) for edit in header["e"]]
-    return Packed(header["a"], edits, tensors, quantizers, sizes, start)
+    return Packed(header["a"], edits, tensors, quantizers.inputs, sizes, start, quantizers.outputs)
 
 
 def read(path: str | Path) -> Packed:
@@ -240,22 +248,29 @@ def rebuild(
         if build is None or packed.architecture is None:
             raise ValueError("pass base_model, or build for a file that was written with an architecture")
         base_model = build(packed.architecture)
-    model = replay(surgery.plain(base_model), packed.edits).requires_grad_(False)
+    try:
+        model = replay(surgery.plain(base_model), packed.edits).requires_grad_(False)
+    except _UNSOUND as error:
+        raise ValueError(f"the edits in the file do not fit the base architecture: {error}") from error
     own = {name: getattr(*at) for name, at in surgery.own_names(model).items()}
-    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if _is_written(name)}
-    got = {name: tuple(stored.value.shape) for name, stored in packed.tensors.items()}
-    odd = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
-    if odd:
-        first = odd[0]
-        raise ValueError(
-            f"the base architecture is not that of the file: {first!r} has shape {expected.get(first)}, "
-            f"in the file {got.get(first)} ({len(odd)} such tensors)"
-        )
+    _check_fit(packed, own, model)
     for name, tensor in own.items():
         if name in packed.tensors:
             tensor.copy_(packed.tensors[name].value)
         else:
             tensor.zero_()
-    for layer, fixed in packed.quantizers.items():
-        surgery.put_on_input(model.get_submodule(layer), copy.deepcopy(fixed))
+    Quantizers(packed.quantizers, packed.outputs).put_on(model)
     return model.eval()
+
+
+def _check_fit(packed: Packed, own: dict[str, torch.Tensor], model: nn.Module) -> None:
+    expected = {name: tuple(tensor.shape) for name, tensor in own.items() if _is_written(name)}
+    got = {name: tuple(stored.value.shape) for name, stored in packed.tensors.items()}
+    odd = sorted(name for name in expected.keys() | got.keys() if expected.get(name) != got.get(name))
+    if odd:
+        first = odd[0]
+        shapes = f"{first!r} has shape {expected.get(first)}, in the file {got.get(first)} ({len(odd)} such tensors)"
+        raise ValueError(f"the base architecture is not that of the file: {shapes}")
+    unknown = (packed.quantizers.keys() | packed.outputs.keys()) - dict(model.named_modules()).keys()
+    if unknown:
+        raise ValueError(f"the file has a quantizer for {min(unknown)!r}, a layer that the base architecture lacks")
