@@ -1,5 +1,6 @@
 """Runs an ordered list of methods on one model: what the LightningModule and the callback are shells over."""
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, final
 
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.utils import parametrize
+from torch.optim import Optimizer
 
 from lightning_compress.core import surgery
 from lightning_compress.core.method import Compact, Method, Step
@@ -131,8 +133,8 @@ class Compressor(nn.Module):
                 terms[name] = term
         return terms
 
-    def update(self, model: nn.Module) -> dict[str, float]:
-        """Act after an optimizer step: count it, let each method move, check that what was asked for happened.
+    def update(self, model: nn.Module, optimizers: Iterable[Optimizer] = ()) -> dict[str, float]:
+        """Act after a step of `optimizers`: count it, let each method move, check that what was asked for happened.
 
         Raises:
             NoEffectError: a schedule asks for something and the method did nothing.
@@ -142,6 +144,8 @@ class Compressor(nn.Module):
         logs: dict[str, float] = {}
         for method in self._all():
             logs.update(method.update(model, progress))
+            for optimizer, parameter in itertools.product(optimizers, method.renewed()):
+                optimizer.state.pop(parameter, None)
         if self._unsettled:
             self._check_effects(model, progress)
         return logs

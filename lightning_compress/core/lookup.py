@@ -2,7 +2,7 @@
 
 import difflib
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -20,21 +20,47 @@ def function(name: str | Callable[..., Any], home: ModuleType) -> Callable[..., 
     if callable(name):
         return name
     if "." in name:
-        path, _, attribute = name.rpartition(".")
-        try:
-            found = getattr(importlib.import_module(path), attribute)
-        except (ImportError, AttributeError) as error:
-            raise ValueError(f"expected the dotted path of a function, got {name!r}: {error}") from error
-    else:
-        known = {key: value for key, value in vars(home).items() if _is_offered(key, value, home)}
-        found = known.get(name)
-        if found is None:
-            near = difflib.get_close_matches(name, known, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else "write one of these or a dotted path"
-            raise ValueError(f"no function {name!r} in {home.__name__} (it has {', '.join(sorted(known))}): {hint}")
+        return _imported(name)
+    known = {key: value for key, value in vars(home).items() if _is_offered(key, value, home)}
+    if name not in known:
+        raise ValueError(f"no function {name!r} in {home.__name__} ({_nearest(name, known)}")
+    return known[name]  # type: ignore[no-any-return]
+
+
+def among(name: str | Callable[..., Any], known: Mapping[str, Callable[..., Any]], *, owner: str) -> Callable[..., Any]:
+    """The entry of `known` called `name`, or what is at a dotted path; something that can be called stays.
+
+    Raises:
+        ValueError: no such entry; the message, which begins with `owner`, names the nearest one.
+
+    >>> among("square", {"square": lambda x: x * x}, owner="Example")(3)
+    9
+    """
+    if callable(name):
+        return name
+    if name in known:
+        return known[name]
+    if "." not in name:
+        raise ValueError(f"{owner}: no {name!r} ({_nearest(name, known)}")
+    return _imported(name)
+
+
+def _imported(path: str) -> Callable[..., Any]:
+    home, _, attribute = path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(home), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"expected the dotted path of a function, got {path!r}: {error}") from error
     if not callable(found):
-        raise ValueError(f"expected a function at {name!r}, got {type(found).__name__}")
+        raise ValueError(f"expected a function at {path!r}, got {type(found).__name__}")
     return found  # type: ignore[no-any-return]
+
+
+def _nearest(name: str, known: Iterable[str]) -> str:
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else "write one of these or a dotted path"
+    return f"it has {', '.join(names)}): {hint}"
 
 
 def _is_offered(key: str, value: Any, home: ModuleType) -> bool:

@@ -93,6 +93,10 @@ class Method(nn.Module):
         """Act after an optimizer step; returns figures worth logging."""
         return {}
 
+    def renewed(self) -> list[nn.Parameter]:
+        """Own learnables that the last update gave new values: what an optimizer gathered on them before is void."""
+        return []
+
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """Why the method has had no effect though its schedule says it should have; None when all is well.
 

@@ -1,4 +1,4 @@
-"""Operations on a live module tree: replace a submodule, put a child on a layer's input, make a plain copy."""
+"""Operations on a live module tree: replace a submodule, put a child on an input or output, make a plain copy."""
 
 import copy
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_compress.core.tap import remove_taps
@@ -48,7 +48,19 @@ class _OnInput:
         return (getattr(layer, self.name)(args[0]), *args[1:])
 
 
+@final
+class _OnOutput:
+    """A forward hook that sends a module's output through its child `name`."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return getattr(module, self.name)(output)
+
+
 INPUT_CHILD = "input_quantizer"
+OUTPUT_CHILD = "output_quantizer"
 
 
 def put_on_input(layer: nn.Module, child: nn.Module) -> None:
@@ -69,6 +81,70 @@ def take_from_input(layer: nn.Module) -> None:
     layer._modules.pop(INPUT_CHILD, None)
     for key in [key for key, hook in layer._forward_pre_hooks.items() if isinstance(hook, _OnInput)]:
         del layer._forward_pre_hooks[key]
+
+
+def put_on_output(module: nn.Module, child: nn.Module) -> None:
+    """Make `child` a submodule of `module` that transforms its output, a tensor; replaces one that is there.
+
+    >>> layer = nn.Sequential(nn.Linear(2, 2))
+    >>> put_on_output(layer[0], nn.ReLU())
+    >>> bool((layer(torch.randn(9, 2)) >= 0).all())
+    True
+    """
+    take_from_output(module)
+    module.add_module(OUTPUT_CHILD, child)
+    module.register_forward_hook(_OnOutput(OUTPUT_CHILD))
+
+
+def take_from_output(module: nn.Module) -> None:
+    """Remove what `put_on_output` put there, if anything."""
+    module._modules.pop(OUTPUT_CHILD, None)
+    for key in [key for key, hook in module._forward_hooks.items() if isinstance(hook, _OnOutput)]:
+        del module._forward_hooks[key]
+
+
+def masks_on(layer: nn.Module, name: str) -> list[nn.Module]:
+    """The masks among the parametrizations of the tensor `name` of `layer`, each once: what has a tensor `mask`.
+
+    What makes values with no exact zero among them registers these once more, after itself.
+
+    >>> masks_on(nn.Linear(2, 2), "weight")
+    []
+    """
+    if not parametrize.is_parametrized(layer, name):
+        return []
+    stacks: Any = layer.parametrizations
+    return list(dict.fromkeys(step for step in stacks[name] if isinstance(getattr(step, "mask", None), Tensor)))
+
+
+def codebook_on(layer: nn.Module, name: str) -> bool:
+    """Whether one of the parametrizations of the tensor `name` of `layer` is a codebook: what says `is_codebook`.
+
+    >>> codebook_on(nn.Linear(2, 2), "weight")
+    False
+    """
+    if not parametrize.is_parametrized(layer, name):
+        return False
+    stacks: Any = layer.parametrizations
+    return any(getattr(step, "is_codebook", False) for step in stacks[name])
+
+
+@torch.no_grad()
+def below(layer: nn.Module, name: str, step: nn.Module) -> Tensor:
+    """What comes to the parametrization `step` of the tensor `name` of `layer`: the latent tensor under all before it.
+
+    >>> layer, double = nn.Linear(2, 2), nn.Identity()
+    >>> _ = parametrize.register_parametrization(layer, "weight", double)
+    >>> torch.equal(below(layer, "weight", double), layer.weight)
+    True
+    """
+    stacks: Any = layer.parametrizations
+    value: Tensor = stacks[name].original.detach()
+    for other in stacks[name]:
+        if other is step:
+            break
+        value = other(value)
+    return value
 
 
 @contextmanager
@@ -93,7 +169,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 @torch.no_grad()
 def plain(model: nn.Module) -> nn.Module:
-    """A copy of `model` with every parametrization folded into an ordinary tensor and no child on any input.
+    """A copy of `model` with every parametrization folded into an ordinary tensor and no child on inputs and outputs.
 
     The original is left as it is: the copy gets back each layer's own class instead of removing
     parametrizations, because `remove_parametrizations` edits a class that a deep copy shares with its source. The
@@ -107,6 +183,7 @@ def plain(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for module in list(twin.modules()):
         take_from_input(module)
+        take_from_output(module)
         remove_taps(module)
         if parametrize.is_parametrized(module):
             _fold(module)
@@ -137,7 +214,7 @@ def own_names(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     names: dict[str, tuple[nn.Module, str]] = {}
     seen: set[int] = set()
     for prefix, module in model.named_modules():
-        if ".parametrizations" in f".{prefix}" or INPUT_CHILD in prefix.split("."):
+        if ".parametrizations" in f".{prefix}" or {INPUT_CHILD, OUTPUT_CHILD} & set(prefix.split(".")):
             continue
         stacks = module.parametrizations if parametrize.is_parametrized(module) else {}
         attributes = [*stacks, *module._parameters, *(k for k in module._buffers if k not in _hidden(module))]

@@ -3,23 +3,29 @@
 The convention is that of Jacob et al. (CVPR 2018, arXiv 1712.05877): ranges always hold zero, so zero is exact.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.autograd.function import FunctionCtx
 
+#: "symmetric" codes lie around zero without the odd one, "signed" ones with it, "affine" ones count from 0.
+Kind = Literal["symmetric", "signed", "affine"]
 
-def code_range(bits: int, *, symmetric: bool) -> tuple[int, int]:
-    """Lowest and highest code: symmetric around zero without the odd value, or 0 to 2^bits - 1.
 
-    >>> code_range(4, symmetric=True), code_range(4, symmetric=False)
-    ((-7, 7), (0, 15))
+def code_range(bits: int, kind: Kind) -> tuple[int, int]:
+    """Lowest and highest code of so many bits.
+
+    >>> code_range(4, "symmetric"), code_range(4, "signed"), code_range(4, "affine")
+    ((-7, 7), (-8, 7), (0, 15))
     """
-    if not 2 <= bits <= 8:
-        raise ValueError(f"expected 2 to 8 bits, got {bits}")
-    top: int = 2 ** (bits - 1) - 1 if symmetric else 2**bits - 1
-    return (-top if symmetric else 0), top
+    least = 1 if kind == "affine" else 2
+    if not least <= bits <= 8:
+        raise ValueError(f"expected {least} to 8 bits for {kind} codes, got {bits}")
+    if kind == "affine":
+        return 0, 2**bits - 1
+    top: int = 2 ** (bits - 1) - 1
+    return (-top if kind == "symmetric" else -top - 1), top
 
 
 def symmetric_scale(low: Tensor, high: Tensor, top: Tensor | int) -> Tensor:
@@ -28,11 +34,15 @@ def symmetric_scale(low: Tensor, high: Tensor, top: Tensor | int) -> Tensor:
     >>> symmetric_scale(torch.tensor(-1.0), torch.tensor(0.5), 127) * 127
     tensor(1.)
     """
-    return _usable(torch.maximum(-low, high) / top)
+    return usable(torch.maximum(-low, high) / top)
 
 
-def _usable(scale: Tensor) -> Tensor:
-    """One where a scale is too small to divide by: a dead channel decays through the denormals to a scale of zero."""
+def usable(scale: Tensor) -> Tensor:
+    """One where a scale is too small to divide by: a dead channel decays through the denormals to a scale of zero.
+
+    >>> usable(torch.tensor([0.5, 1e-42]))
+    tensor([0.5000, 1.0000])
+    """
     return torch.where(scale >= torch.finfo(scale.dtype).tiny, scale, torch.ones_like(scale))
 
 
@@ -43,7 +53,7 @@ def affine_scale(low: Tensor, high: Tensor, top: Tensor | int) -> tuple[Tensor, 
     (tensor(1.), tensor(1.))
     """
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = _usable((high - low) / top)
+    scale = usable((high - low) / top)
     return scale, (-low / scale).round()
 
 

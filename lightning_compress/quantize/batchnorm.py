@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,39 @@ def pairs(model: nn.Module, example: Any) -> dict[str, str]:
     return watch.pairs()
 
 
+@final
+class Freeze:
+    """A forward pre-hook that has batch norms use their running statistics, and leave them alone, once `frozen`.
+
+    >>> norms, net = Freeze(), nn.Sequential(nn.BatchNorm1d(2))
+    >>> norms.put_on(net)
+    >>> norms.frozen = True
+    >>> net.train()(torch.ones(1, 2)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(self) -> None:
+        self.frozen = False
+
+    def __call__(self, module: nn.Module, _args: object) -> None:
+        """Called before the forward pass of `module`."""
+        if self.frozen and module.training:
+            module.training = False  # again at each call: whoever trains puts the whole model into training mode
+
+    def put_on(self, model: nn.Module) -> None:
+        """Watch over every batch norm of `model`."""
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.register_forward_pre_hook(self)
+
+    @staticmethod
+    def take_off(model: nn.Module) -> None:
+        """Leave the batch norms of `model`."""
+        for module in model.modules():
+            for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Freeze)]:
+                del module._forward_pre_hooks[key]
+
+
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Which layer wrote which tensor, and how often each is used; the tensors are kept, so that no two share an id."""
 
@@ -66,6 +99,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.readers[name] = id(args[0])
 
     def pairs(self) -> dict[str, str]:
+        """Norms with the layer before them."""
         found = {}
         for norm, key in self.readers.items():
             layer, _ = self.writers[key]
@@ -79,27 +113,37 @@ def _scaled(weight: Stored, factor: Tensor) -> Stored:
     if weight.codes is None:
         return replace(weight, value=weight.value * along(factor, 0, weight.value.dim()))
     assert weight.scale is not None
+    number = len(factor)
     if weight.levels is not None:
-        return weight.chosen(weight.codes, weight.levels, weight.scale.expand(len(factor)) * factor, axis=0)
-    wide = factor[:, None] if weight.groups is not None else factor
-    scale = (weight.scale if weight.groups is not None else weight.scale.expand(len(factor))) * wide.abs()
+        return weight.chosen(weight.codes, weight.levels, weight.scale.expand(number) * factor, axis=0)
+    assert weight.zero_point is not None
+    grouped, dims = weight.groups, weight.codes.dim()
+
+    def spread(values: Tensor) -> Tensor:
+        return along(values, 0, dims) if grouped is None else by_group(values, grouped, dims)
+
+    factor = factor if grouped is None else factor[:, None]
+    scale = weight.scale.expand(weight.scale.shape or (number,)) * factor.abs()
+    zero = weight.zero_point.expand(scale.shape)
     dead = scale < torch.finfo(scale.dtype).tiny
-    sign = torch.where(dead, torch.zeros_like(scale), wide.sign()).to(weight.codes.dtype)
-    dims = weight.codes.dim()
-    spread = along(sign, 0, dims) if weight.groups is None else by_group(sign, weight.groups, dims)
+    sign = torch.where(dead, torch.zeros_like(scale), factor.sign()).to(torch.int32)
+    centred = (weight.codes - spread(zero)) * spread(sign)
+    if not weight.symmetric:  # a grid that is turned around counts from its other end
+        zero = torch.where(sign < 0, 2**weight.bits - 1 - zero, zero)
     return weight.coded(
-        weight.codes * spread,
+        centred + spread(zero),
         torch.where(dead, torch.ones_like(scale), scale),
+        zero,
         bits=weight.bits,
-        axis=0,
-        symmetric=True,
-        groups=weight.groups,
+        axis=None if grouped is not None else 0,
+        symmetric=weight.symmetric,
+        groups=grouped,
     )
 
 
 def can_fold(weight: Stored) -> bool:
-    """Whether a factor for each output channel fits into the weight: raw, choices among levels, or symmetric codes."""
-    return weight.codes is None or weight.levels is not None or (weight.symmetric and weight.axis == 0)
+    """Whether a factor for each output channel fits into the weight: not where scales lie along another dimension."""
+    return weight.codes is None or weight.axis in (None, 0)
 
 
 def folded(compact: Compact, norm: str, into: str) -> Compact:

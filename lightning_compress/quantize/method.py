@@ -8,29 +8,37 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.nn.utils import parametrize
 
-from lightning_compress.core import lookup, select, surgery
+from lightning_compress.core import select, surgery
 from lightning_compress.core.method import Compact, Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.stored import Stored
-from lightning_compress.quantize import batchnorm, observers
-from lightning_compress.quantize.quantizers import InputQuantizer, WeightQuantizer, set_ranges
+from lightning_compress.quantize import batchnorm, bits, named, outputs, uniform
+from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer
 
-Bits = int | Schedule | None
+#: Of what is added up: the stream of a residual net adds the rounding errors of all its blocks.
+_OUTPUT_BITS = 8
 
 
 @final
 class Quantize(Method):
-    """Fake-quantizes weights and layer inputs in training, and deploys integer codes (arXiv 1712.05877).
+    """Fake-quantizes weights and layer inputs in training, and deploys what training computed (arXiv 1712.05877).
 
-    `weight_bits` and `activation_bits` are 2 to 8, a schedule of progress, or None for float. Weights are symmetric
-    with a scale for each output channel unless `per_channel` or `symmetric` say otherwise; inputs are affine with one
-    scale, whose range follows the batches by `observer` ("moving_average" or "min_max", or a dotted path) until
-    `freeze`, and starts from `calibration_batches`. Quantization begins at progress `start`. `exclude=["<first>",
-    "<last>"]` leaves the ends of the network alone. A batch norm right after a quantized layer goes into its scales
-    when the model is finalized, where they are per channel and symmetric; elsewhere it stays a float operation.
+    Bits are a number, a schedule of progress, a mapping from patterns of layer names to these (the first that is found
+    in the name counts), or None for float. `weights` and `activations` name the quantizers (a key of
+    quantize/named.py or a dotted path), and the `_options` are their arguments. `ends` gives the first and the last
+    layer of the network so many bits, by uniform quantizers where the named ones cannot take them;
+    `exclude=["<first>", "<last>"]` leaves them alone.
+
+    Quantization begins at progress `start`; input ranges start from `calibration_batches` and, where they are observed,
+    follow the batches until `freeze`. From `freeze_batchnorm` on, batch norms use their running statistics in training
+    too. Learned steps and bounds are in a parameter group of their own with weight decay `decay` and learning rate
+    `lr` (None: the optimizer's). A batch norm right after a quantized layer goes into its scales in the end.
+
+    With `outputs`, what goes into additions, concatenations and averages has 8 bits too (quantize/outputs.py), so that
+    a runtime computes these in integers; the quantizer of a layer with 8-bit inputs then sits where they come from.
 
     Raises:
-        ValueError: bits out of range, nothing to quantize, or no layer matched.
+        ValueError: bits or options that a quantizer does not take, nothing to quantize, or no layer matched.
 
     >>> model = Quantize(weight_bits=4, activation_bits=8).attach(nn.Sequential(nn.Linear(4, 2)), torch.ones(1, 4))
     >>> len(model[0].weight.unique()) <= 15
@@ -41,77 +49,130 @@ class Quantize(Method):
 
     def __init__(
         self,
-        weight_bits: Bits = 8,
-        activation_bits: Bits = 8,
+        weight_bits: bits.Bits = 8,
+        activation_bits: bits.Bits = 8,
         *,
-        per_channel: bool = True,
-        symmetric: bool = True,
-        observer: str | Callable[..., Tensor] = "moving_average",
-        momentum: float = 0.95,
+        weights: str | Callable[..., WeightQuantizer] = "uniform",
+        activations: str | Callable[..., InputQuantizer] = "observed",
+        weight_options: named.Options = None,
+        activation_options: named.Options = None,
+        ends: int | None = None,
+        outputs: bool = False,
         start: float = 0.0,
         freeze: float = 1.0,
+        freeze_batchnorm: float = 1.0,
         calibration_batches: int = 4,
+        lr: float | None = None,
+        decay: float | None = 0.0,
         select: str = "",
         exclude: Sequence[str] = (),
     ) -> None:
         super().__init__()
         if weight_bits is None and activation_bits is None:
-            raise ValueError("Quantize: weight_bits and activation_bits are both null; give one of them 2 to 8 bits")
+            raise ValueError("Quantize: weight_bits and activation_bits are both null; give one of them 1 to 8 bits")
+        if outputs and activation_bits is None:
+            raise ValueError("Quantize: outputs=True, but activation_bits is null; give it 1 to 8 bits")
         if calibration_batches < 1:
             raise ValueError(f"Quantize: calibration_batches must be at least 1, got {calibration_batches}")
-        if not 0.0 <= start < 1.0 or not 0.0 <= momentum < 1.0 or not start <= freeze <= 1.0:
+        if not 0.0 <= start < 1.0 or not start <= freeze <= 1.0 or not 0.0 <= freeze_batchnorm <= 1.0:
             raise ValueError(
-                f"Quantize: start, freeze and momentum lie in [0, 1], got {start=}, {freeze=}, {momentum=}"
+                "Quantize: start, freeze and freeze_batchnorm lie in [0, 1], freeze not before start, "
+                f"got {start=}, {freeze=}, {freeze_batchnorm=}"
             )
-        self.weight_bits = _checked("weight_bits", weight_bits)
-        self.activation_bits = _checked("activation_bits", activation_bits)
-        self.axis, self.symmetric = (0 if per_channel else None), symmetric
-        self.observer = lookup.function(observer, observers)
-        self.momentum, self.start, self.freeze = momentum, start, freeze
+        self._make_weight = named.maker("weights", weights, WeightQuantizer, weight_options)
+        self._make_input = named.maker("activations", activations, InputQuantizer, activation_options)
+        bits.check("weight_bits", weight_bits, self._make_weight)
+        bits.check("activation_bits", activation_bits, self._make_input)
+        bits.check("ends", ends, uniform.Uniform)
+        self.weight_bits, self.activation_bits, self.ends = weight_bits, activation_bits, ends
+        self.outputs = outputs
+        self.start, self.freeze, self.freeze_batchnorm = start, freeze, freeze_batchnorm
         self.calibration_batches = calibration_batches
+        self.lr, self.decay = lr, decay
         self.select, self.exclude = select, tuple(exclude)
         self._weights: dict[str, WeightQuantizer] = {}
         self._inputs: dict[str, InputQuantizer] = {}
+        self._schedules: dict[str, dict[str, Schedule]] = {}
         self._pairs: dict[str, str] = {}
-        self._bits_now: tuple[int | None, int | None] | None = None
+        self._readers: dict[str, list[str]] = {}
+        self._bits_now: dict[tuple[str, str], int] = {}
+        self._norms = batchnorm.Freeze()
+        self._active, self._observing = False, True
 
-    def get_extra_state(self) -> dict[str, Any]:
-        """Whether quantization has begun and observation has ended."""
-        every = [*self._weights.values(), *self._inputs.values()]
-        return {"active": bool(every and every[0].active), "observing": any(q.observing for q in self._inputs.values())}
+    def get_extra_state(self) -> dict[str, bool]:
+        """Whether quantization has begun, observation has ended, and batch norms are frozen."""
+        return {"active": self._active, "observing": self._observing, "frozen": self._norms.frozen}
 
-    def set_extra_state(self, state: dict[str, Any]) -> None:
+    def set_extra_state(self, state: dict[str, bool]) -> None:
         """Take it from the checkpoint."""
         self._switch(state["active"], state["observing"])
-        self._bits_now = None
+        self._norms.frozen = state["frozen"]
+        self._bits_now.clear()
 
     def _switch(self, active: bool, observing: bool) -> None:
+        self._active, self._observing = active, observing
         for quantizer in (*self._weights.values(), *self._inputs.values()):
             quantizer.active = active
         for quantizer in self._inputs.values():
-            quantizer.observing = observing
+            quantizer.observing = observing and (quantizer.observes or not active)
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Put quantizers on the selected layers' weights and inputs."""
         layers = select.layers(model, owner="Quantize", select=self.select, exclude=self.exclude)
         if example is not None:
             self._pairs = batchnorm.pairs(model, example)
-        for name, layer in layers.items():
-            weight = layer.weight
-            assert isinstance(weight, Tensor)
-            if self.weight_bits is not None:
-                quantizer = WeightQuantizer(_bits(self.weight_bits, 0.0), axis=self.axis, symmetric=self.symmetric)
-                self._weights[name] = quantizer.to(weight.device)
-                parametrize.register_parametrization(layer, "weight", self._weights[name])
-            if self.activation_bits is not None:
-                self._inputs[name] = InputQuantizer(_bits(self.activation_bits, 0.0)).to(weight.device)
-                surgery.put_on_input(layer, self._inputs[name])
+        names = list(layers)
+        every = list(select.layers(model, owner="Quantize"))
+        ends = dict.fromkeys({every[0], every[-1]} & layers.keys(), self.ends) if self.ends else {}
+        if self.ends and not ends:
+            raise ValueError(f"Quantize: ends={self.ends}, but select and exclude leave out {every[0]} and {every[-1]}")
+        for kind, wanted in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
+            found = bits.of_layers(kind, wanted, names)
+            self._schedules[kind] = found | {name: as_schedule(ends[name]) for name in ends.keys() & found.keys()}
+        for name, schedule in self._schedules["weight_bits"].items():
+            make = named.able(self._make_weight, ends.get(name), uniform.Uniform)
+            self._weights[name] = _on_weight(layers[name], make(bits.at(schedule, 0.0)))
+        if self.outputs:
+            self._put_on_outputs(model, example)
+        for name in [name for name in layers if name in self._schedules["activation_bits"]]:
+            make = named.able(self._make_input, ends.get(name), uniform.Observed)
+            wanted = bits.at(self._schedules["activation_bits"][name], 0.0)
+            self._inputs[name] = make(wanted).to(layers[name].weight.device)
+            surgery.put_on_input(layers[name], self._inputs[name])
+        if self.freeze_batchnorm < 1.0:
+            self._norms.put_on(model)
         self._switch(active=self.start == 0.0, observing=True)
         return model
 
+    def _put_on_outputs(self, model: nn.Module, example: Any) -> None:
+        """Put quantizers on outputs that need them, and let layers that have 8 bits all along read these."""
+        schedules = self._schedules["activation_bits"]
+        found = outputs.found(model, example, list(schedules))
+        if not found:
+            raise ValueError(
+                "Quantize: outputs=True, but no module's output goes into an addition, a concatenation or an average; "
+                "write outputs=False"
+            )
+        device = next(model.parameters()).device
+        for name, layers in found.items():
+            key = surgery.dotted(name, surgery.OUTPUT_CHILD)
+            readers = [
+                layer for layer in layers if {bits.at(schedules[layer], x) for x in (0.0, 1.0)} == {_OUTPUT_BITS}
+            ]
+            make = named.able(self._make_input, _OUTPUT_BITS, uniform.Observed) if readers else uniform.Observed
+            self._inputs[key], self._readers[key] = make(_OUTPUT_BITS).to(device), readers
+            surgery.put_on_output(model.get_submodule(name), self._inputs[key])
+            for layer in readers:
+                del schedules[layer]
+            schedules[key] = as_schedule(_OUTPUT_BITS)
+
     @torch.no_grad()
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        """Calibrate input ranges: the widest seen over a few batches of the float model."""
+        """Start anew from what other methods made of the weights; calibrate inputs on a few batches of the float model.
+
+        A range is the widest of those batches'.
+        """
+        self._start_weights(model)
         if not self._inputs:
             return
         active = self._active
@@ -126,48 +187,57 @@ class Quantize(Method):
                 seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
         if not seen:
             raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
-        every = torch.stack(seen)
-        set_ranges(quantizers, torch.stack([every[..., 0].amin(0), every[..., 1].amax(0)], dim=1))
+        for quantizer, row in zip(quantizers, _pooled(torch.stack(seen)), strict=True):
+            quantizer.start(row)
         self._switch(active=active, observing=True)
 
-    @property
-    def _active(self) -> bool:
-        return next(iter([*self._weights.values(), *self._inputs.values()])).active
+    def _start_weights(self, model: nn.Module) -> None:
+        for name, quantizer in self._weights.items():
+            quantizer.start(surgery.below(model.get_submodule(name), "weight", quantizer))
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The learned steps, bounds and levels."""
+        quantizers = (*self._weights.values(), *self._inputs.values())
+        params = [parameter for quantizer in quantizers for parameter in quantizer.learnables()]
+        group = {"params": params, "lr": self.lr, "weight_decay": self.decay}
+        return [{key: value for key, value in group.items() if value is not None}] if params else []
 
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
-        """Follow the bit schedules and the batches' ranges."""
-        if progress >= self.start and not self._active:
-            self._switch(active=True, observing=True)
+        """Follow the schedules and the batches' ranges."""
         self._set_bits(progress)
-        if self._inputs and model.training:
+        if progress >= self.start and not self._active:
+            self._start_weights(model)
+            for quantizer in self._inputs.values():
+                quantizer.start(quantizer.range)
+            self._switch(active=True, observing=True)
+        if model.training:
             self._follow(progress)
+        self._norms.frozen = self.freeze_batchnorm < 1.0 and progress >= self.freeze_batchnorm
         return {}
 
     def _set_bits(self, progress: float) -> None:
-        weight_bits = None if self.weight_bits is None else _bits(self.weight_bits, progress)
-        activation_bits = None if self.activation_bits is None else _bits(self.activation_bits, progress)
-        if self._bits_now == (weight_bits, activation_bits):
-            return
-        self._bits_now = (weight_bits, activation_bits)
-        for quantizers, bits in ((self._weights, weight_bits), (self._inputs, activation_bits)):
-            for quantizer in quantizers.values():
-                assert bits is not None
-                quantizer.set_bits(bits)
+        for kind, quantizers in (("weight_bits", self._weights), ("activation_bits", self._inputs)):
+            for name, quantizer in quantizers.items():
+                wanted = bits.at(self._schedules[kind][name], progress)
+                if self._bits_now.get((kind, name)) != wanted:
+                    self._bits_now[kind, name] = wanted
+                    quantizer.set_bits(wanted)
 
     @torch.no_grad()
     def _follow(self, progress: float) -> None:
-        quantizers = list(self._inputs.values())
-        running = torch.stack([quantizer.range for quantizer in quantizers])
-        if quantizers[0].observing:
-            seen = torch.stack([quantizer.seen for quantizer in quantizers])
-            if dist.is_available() and dist.is_initialized():
-                widest = torch.stack([-seen[:, 0], seen[:, 1]])
-                dist.all_reduce(widest, op=dist.ReduceOp.MAX)
-                seen = torch.stack([-widest[0], widest[1]], dim=1)
-            running = self.observer(running, seen, self.momentum)
-        set_ranges(quantizers, running)
+        quantizers = [quantizer for quantizer in self._inputs.values() if quantizer.observing]
+        if not quantizers:
+            return
+        seen = torch.stack([quantizer.seen for quantizer in quantizers])
+        if dist.is_available() and dist.is_initialized():
+            ranks = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, seen)
+            seen = _pooled(torch.stack(ranks))
+        for kind in dict.fromkeys(type(quantizer) for quantizer in quantizers):
+            rows = [number for number, quantizer in enumerate(quantizers) if type(quantizer) is kind]
+            kind.follow([quantizers[number] for number in rows], seen[rows])
         if progress >= self.freeze and self.freeze < 1.0:
-            self._switch(active=True, observing=False)
+            self._switch(active=self._active, observing=False)
 
     def settled(self, progress: float) -> bool:
         """Whether quantization has begun."""
@@ -185,28 +255,42 @@ class Quantize(Method):
         return None
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
-        """Fold batch norms into the scales, and put constants where the observers were."""
+        """Fold batch norms into the scales, and put constants where quantizers were."""
+        batchnorm.Freeze.take_off(compact.model)
         for norm, into in self._pairs.items():
             if batchnorm.can_fold(compact.stored[surgery.dotted(into, "weight")]):
                 compact = batchnorm.folded(compact, norm, into)
         stored = dict(compact.stored)
         for name, quantizer in self._inputs.items() if self._active else []:
             child = quantizer.fixed()
-            surgery.put_on_input(compact.model.get_submodule(name), child)
-            for key, value in child.state_dict(prefix=surgery.dotted(name, f"{surgery.INPUT_CHILD}.")).items():
-                stored[key] = Stored(value)
+            for place in self._deploy(compact.model, name, child):
+                stored |= {key: Stored(value) for key, value in child.state_dict(prefix=f"{place}.").items()}
         return Compact(compact.model.eval(), stored, compact.edits)
 
+    def _deploy(self, model: nn.Module, name: str, child: nn.Module) -> list[str]:
+        """Put a quantizer that is finished where it belongs; returns the names that it has."""
+        layers, places = [name], []
+        if name in self._readers:
+            layers, places = self._readers[name], [name]
+            surgery.put_on_output(model.get_submodule(name.rpartition(".")[0]), child)
+        for layer in layers:
+            surgery.put_on_input(model.get_submodule(layer), child)
+        return places + [surgery.dotted(layer, surgery.INPUT_CHILD) for layer in layers]
 
-def _checked(name: str, bits: Bits) -> Schedule | None:
-    if bits is None:
-        return None
-    schedule = as_schedule(bits)
-    for progress in (0.0, 1.0):
-        if not 2 <= schedule(progress) <= 8:
-            raise ValueError(f"Quantize: {name} must be 2 to 8, got {schedule(progress):g}; write null for float")
-    return schedule
+
+def _pooled(seen: Tensor) -> Tensor:
+    """What was seen in all batches or on all ranks ([number, layers, 3]): least minimum, greatest maximum, mean."""
+    return torch.stack([seen[..., 0].amin(0), seen[..., 1].amax(0), seen[..., 2].mean(0)], dim=1)
 
 
-def _bits(schedule: Schedule, progress: float) -> int:
-    return round(schedule(progress))
+def _on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
+    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be."""
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if surgery.codebook_on(layer, "weight"):
+        quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
+    quantizer.to(weight.device).start(weight.detach())
+    parametrize.register_parametrization(layer, "weight", quantizer)
+    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
+        parametrize.register_parametrization(layer, "weight", mask)
+    return quantizer

@@ -32,3 +32,14 @@ def test_a_dotted_path_that_leads_nowhere(name: str) -> None:
 def test_a_dotted_path_to_something_else() -> None:
     with pytest.raises(ValueError, match=r"expected a function at 'math.pi', got float"):
         lookup.function("math.pi", scores)
+
+
+def test_among_a_table_a_dotted_path_or_the_thing_itself() -> None:
+    known = {"root": math.sqrt}
+    assert lookup.among("root", known, owner="Example") is math.sqrt
+    assert lookup.among("math.floor", known, owner="Example") is math.floor
+    assert lookup.among(math.ceil, known, owner="Example") is math.ceil
+    with pytest.raises(ValueError, match=r"Example: no 'rot' \(it has root\): did you mean 'root'\?"):
+        lookup.among("rot", known, owner="Example")
+    with pytest.raises(ValueError, match=r"expected the dotted path of a function, got 'math\.flor'"):
+        lookup.among("math.flor", known, owner="Example")

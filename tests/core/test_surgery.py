@@ -1,3 +1,4 @@
+import copy
 from typing import Any
 
 import torch
@@ -179,3 +180,43 @@ def test_plain_copies_are_not_tapped() -> None:
     Taps(net, ["0"])
     assert not surgery.plain(net).get_submodule("0")._forward_hooks
     assert net[0]._forward_hooks
+
+
+def test_masks_and_codebooks_are_found_in_the_stack_and_what_lies_below_a_step() -> None:
+    class Mask(Double):
+        def __init__(self) -> None:
+            super().__init__()
+            self.register_buffer("mask", torch.ones(1))
+
+    class Book(Double):
+        is_codebook = True
+
+    layer, mask, book, last = nn.Linear(3, 2), Mask(), Book(), Double()
+    latent = layer.weight.detach().clone()
+    assert surgery.masks_on(layer, "weight") == []
+    assert not surgery.codebook_on(layer, "weight")
+    for step in (mask, last, mask):
+        parametrize.register_parametrization(layer, "weight", step)
+    assert surgery.masks_on(layer, "weight") == [mask]
+    assert surgery.masks_on(layer, "bias") == []
+    assert not surgery.codebook_on(layer, "weight")
+    assert torch.equal(surgery.below(layer, "weight", mask), latent)
+    assert torch.equal(surgery.below(layer, "weight", last), 2 * latent)
+    parametrize.register_parametrization(layer, "weight", book)
+    assert surgery.codebook_on(layer, "weight")
+    assert torch.equal(surgery.below(layer, "weight", book), 8 * latent)
+
+
+def test_a_child_on_an_output_is_part_of_the_model_until_it_is_taken_off() -> None:
+    net = nn.Sequential(nn.Identity(), nn.Linear(2, 2))
+    inputs = torch.randn(9, 2)
+    before = net(inputs)
+    surgery.put_on_output(net[1], Double())
+    surgery.put_on_output(net[1], Double())
+    assert torch.equal(net(inputs), 2 * before), "the second replaces the first"
+    assert torch.equal(copy.deepcopy(net)(inputs), 2 * before)
+    assert list(surgery.own_names(net)) == ["1.weight", "1.bias"]
+    assert torch.equal(surgery.plain(net)(inputs), before)
+    surgery.take_from_output(net[1])
+    surgery.take_from_output(net[1])
+    assert torch.equal(net(inputs), before)

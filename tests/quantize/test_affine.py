@@ -15,21 +15,24 @@ def grid(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
 
 
 def test_code_ranges() -> None:
-    assert [affine.code_range(b, symmetric=True) for b in (2, 3, 8)] == [(-1, 1), (-3, 3), (-127, 127)]
-    assert [affine.code_range(b, symmetric=False) for b in (2, 3, 8)] == [(0, 3), (0, 7), (0, 255)]
+    assert [affine.code_range(b, "symmetric") for b in (2, 3, 8)] == [(-1, 1), (-3, 3), (-127, 127)]
+    assert [affine.code_range(b, "signed") for b in (2, 3, 8)] == [(-2, 1), (-4, 3), (-128, 127)]
+    assert [affine.code_range(b, "affine") for b in (1, 2, 3, 8)] == [(0, 1), (0, 3), (0, 7), (0, 255)]
 
 
-@pytest.mark.parametrize("bits", [1, 9, 0])
-def test_code_range_refuses(bits: int) -> None:
-    with pytest.raises(ValueError, match=f"expected 2 to 8 bits, got {bits}"):
-        affine.code_range(bits, symmetric=True)
+@pytest.mark.parametrize(
+    ("bits", "kind", "least"), [(1, "symmetric", 2), (1, "signed", 2), (0, "affine", 1), (9, "affine", 1)]
+)
+def test_code_range_refuses(bits: int, kind: affine.Kind, least: int) -> None:
+    with pytest.raises(ValueError, match=f"expected {least} to 8 bits for {kind} codes, got {bits}"):
+        affine.code_range(bits, kind)
 
 
 @pytest.mark.parametrize("bits", range(2, 9))
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_per_tensor_forward_and_gradient_are_those_of_torch(bits: int, symmetric: bool) -> None:
     generator = torch.Generator().manual_seed(bits)
-    low, high = affine.code_range(bits, symmetric=symmetric)
+    low, high = affine.code_range(bits, "symmetric" if symmetric else "affine")
     scale = torch.tensor(0.037)
     zero = torch.tensor(0.0 if symmetric else float(round(0.3 * high)))
     width = 3.0 * (high - low) * float(scale)  # some lie outside and are clipped
@@ -51,7 +54,7 @@ def test_per_tensor_forward_and_gradient_are_those_of_torch(bits: int, symmetric
 @pytest.mark.parametrize("axis", [0, 1])
 def test_per_channel_forward_and_gradient_are_those_of_torch(bits: int, axis: int) -> None:
     generator = torch.Generator().manual_seed(bits)
-    low, high = affine.code_range(bits, symmetric=False)
+    low, high = affine.code_range(bits, "affine")
     scale = torch.rand(6, generator=generator) + 0.01
     zero = torch.randint(0, high, (6,), generator=generator).float()
     wide = (scale.view(-1, 1), zero.view(-1, 1)) if axis == 0 else (scale, zero)
@@ -103,7 +106,7 @@ def test_affine_scale_by_hand(low: float, high: float, scale: float, zero: float
 def test_zero_is_exact_and_the_zero_point_is_a_code(bits: int) -> None:
     generator = torch.Generator().manual_seed(bits)
     ends = torch.randn(500, 2, generator=generator).sort(dim=1).values * 10.0 ** torch.randint(-6, 6, (500, 1))
-    _, top = affine.code_range(bits, symmetric=False)
+    _, top = affine.code_range(bits, "affine")
     scale, zero = affine.affine_scale(ends[:, 0], ends[:, 1], top)
     assert ((zero >= 0) & (zero <= top) & (zero == zero.round())).all()
     high = torch.tensor(float(top))

@@ -1,3 +1,4 @@
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -10,7 +11,10 @@ from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.quantize import batchnorm
-from lightning_compress.quantize.quantizers import WeightQuantizer
+from lightning_compress.quantize.base import WeightQuantizer
+from lightning_compress.quantize.learned import LSQ
+from lightning_compress.quantize.lowbit import Binary
+from lightning_compress.quantize.uniform import SeedAffine, Uniform
 
 
 class Odd(nn.Module):
@@ -94,7 +98,7 @@ def compact(body: str) -> tuple[Compact, Tensor]:
 def test_outputs_stay_and_codes_stay_up_to_sign(body: str, bits: int | None) -> None:
     before, x = compact(body)
     if bits is not None:
-        weight = WeightQuantizer(bits).store(before.stored["0.weight"])
+        weight = Uniform(bits).store(before.stored["0.weight"])
         before.stored["0.weight"] = weight
         before.model.get_parameter("0.weight").copy_(weight.value)
     codes = before.stored["0.weight"].codes
@@ -123,7 +127,7 @@ def test_outputs_stay_and_codes_stay_up_to_sign(body: str, bits: int | None) -> 
 def test_the_mask_survives() -> None:
     before, x = compact("linear")
     mask = torch.rand(8, 6) < 0.5
-    before.stored["0.weight"] = WeightQuantizer(4).store(before.stored["0.weight"].masked(mask))
+    before.stored["0.weight"] = Uniform(4).store(before.stored["0.weight"].masked(mask))
     before.model.get_parameter("0.weight").copy_(before.stored["0.weight"].value)
     wanted = before.model(x)
     after = batchnorm.folded(before, "1", "0")
@@ -131,10 +135,86 @@ def test_the_mask_survives() -> None:
     assert not after.stored["0.weight"].value[~mask].any()
 
 
-@pytest.mark.parametrize(
-    ("axis", "symmetric", "fits"), [(0, True, True), (None, True, False), (0, False, False), (None, False, False)]
-)
-def test_what_can_take_a_factor_a_channel(axis: int | None, symmetric: bool, fits: bool) -> None:
-    stored = Stored(torch.randn(4, 3))
+FORMS: dict[str, WeightQuantizer] = {
+    "tensor": Uniform(4, per_channel=False),
+    "affine": Uniform(4, symmetric=False),
+    "affine-tensor": Uniform(3, symmetric=False, per_channel=False),
+    "groups": Uniform(4, group_size=2),
+    "affine-groups": Uniform(4, group_size=4, symmetric=False),
+    "signed": LSQ(4),
+    "levels": SeedAffine(3),
+    "levels-and-scales": Binary(1),
+}
+
+
+@pytest.mark.parametrize("mask", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("body", ["conv", "linear"])
+def test_every_form_of_weight_takes_a_factor_a_channel(body: str, form: str, mask: bool) -> None:
+    before, x = compact(body)
+    raw = before.stored["0.weight"]
+    FORMS[form].start(raw.value)
+    weight = FORMS[form].store(raw)
+    if mask:
+        weight = weight.masked(torch.rand(raw.value.shape) < 0.5)
+    before.stored["0.weight"] = weight
+    before.model.get_parameter("0.weight").copy_(weight.value)
+    wanted = before.model(x)
+    assert batchnorm.can_fold(weight)
+    after = batchnorm.folded(before, "1", "0")
+    torch.testing.assert_close(after.model(x), wanted, atol=1e-5, rtol=1e-5)
+    stored = after.stored["0.weight"]
+    assert torch.equal(stored.dequantize(), stored.value)
+    assert torch.equal(after.model.state_dict()["0.weight"], stored.value)
+    assert stored.codes is not None
+    assert (stored.bits, stored.symmetric) == (weight.bits, weight.symmetric)
+    top = 2 ** (stored.bits - 1) - 1 if stored.symmetric and stored.levels is None else 2**stored.bits - 1
+    assert int(stored.codes.max()) <= top
+    assert int(stored.codes.min()) >= (-top if stored.symmetric and stored.levels is None else 0)
+    if mask:
+        assert weight.mask is not None
+        assert not stored.value[~weight.mask].any()
+
+
+def test_scales_along_another_dimension_take_no_factor() -> None:
+    stored = Stored(torch.zeros(4, 3))
     assert batchnorm.can_fold(stored)
-    assert batchnorm.can_fold(WeightQuantizer(4, axis=axis, symmetric=symmetric).store(stored)) == fits
+    assert not batchnorm.can_fold(stored.coded(torch.ones(4, 3), torch.ones(3), bits=4, axis=1))
+
+
+def test_frozen_norms_use_their_running_statistics_and_leave_them_alone() -> None:
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
+    reference = copy.deepcopy(net).eval()
+    norms, x = batchnorm.Freeze(), torch.randn(6, 3, 2, 2)
+    norms.put_on(net)
+    net.train()
+    assert not torch.allclose(net(x), reference(x))
+    norms.frozen = True
+    reference.load_state_dict(net.state_dict())
+    for _ in range(2):
+        net.train()  # as Lightning does after each validation
+        assert torch.equal(net(x), reference(x))
+        assert not net[1].training
+        assert net.training
+    assert all(
+        torch.equal(a, b) for a, b in zip(net.state_dict().values(), reference.state_dict().values(), strict=True)
+    )
+    net(x).sum().backward()
+    assert net[1].weight.grad is not None
+    batchnorm.Freeze.take_off(net)
+    assert not any(module._forward_pre_hooks for module in net.modules())
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_frozen_norms_compile() -> None:
+    torch._dynamo.reset()
+    net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    norms, x = batchnorm.Freeze(), torch.randn(6, 3, 2, 2)
+    norms.put_on(net)
+    compiled = torch.compile(net, backend="eager", fullgraph=True)
+    compiled(x)
+    norms.frozen = True
+    net.train()
+    wanted = copy.deepcopy(net).eval()(x)
+    torch.testing.assert_close(compiled(x), wanted)
+    torch.testing.assert_close(compiled(x), wanted)

@@ -1,0 +1,65 @@
+"""How many bits each layer has: a number or a schedule for all, or one for each pattern of names."""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from lightning_compress.core.schedule import Schedule, as_schedule
+
+Bits = int | Schedule | Mapping[str, int | Schedule | None] | None
+
+
+def check(name: str, bits: Bits, make: Callable[[int], Any]) -> None:
+    """See that a quantizer can be made with the bits that there will be at the begin and the end.
+
+    Raises:
+        ValueError: it cannot; `name` is the argument that the message speaks of.
+
+    >>> check("weight_bits", {"conv": 4, "": None}, int)
+    """
+    for value in bits.values() if isinstance(bits, Mapping) else [bits]:
+        if value is None:
+            continue
+        for progress in (0.0, 1.0):
+            try:
+                make(at(as_schedule(value), progress))
+            except ValueError as error:
+                raise ValueError(f"Quantize: {name}: {error}; write null for float") from error
+
+
+def at(schedule: Schedule, progress: float) -> int:
+    """Bits at `progress`: the schedule's value, rounded.
+
+    >>> at(as_schedule(4), 0.5)
+    4
+    """
+    return round(schedule(progress))
+
+
+def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedule]:
+    """The schedule of each of `layers` that has bits; of a mapping, the first pattern found in the layer's name counts.
+
+    Raises:
+        ValueError: a layer that no pattern is found in, or a pattern found in no layer.
+
+    >>> sorted(of_layers("weight_bits", {"fc": None, "": 4}, ["conv", "fc"]))
+    ['conv']
+    """
+    if not isinstance(bits, Mapping):
+        return {} if bits is None else dict.fromkeys(layers, as_schedule(bits))
+    shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
+    for pattern in bits:
+        if not any(re.search(pattern, layer) for layer in layers):
+            raise ValueError(
+                f"Quantize: {name} has a pattern {pattern!r} that is in no layer's name; there are {shown}"
+            )
+    found = {}
+    for layer in layers:
+        values = [value for pattern, value in bits.items() if re.search(pattern, layer)]
+        if not values:
+            raise ValueError(
+                f"Quantize: {name} says nothing of layer {layer!r}; end it with a pattern '' for the rest (null: float)"
+            )
+        if values[0] is not None:
+            found[layer] = as_schedule(values[0])
+    return found
