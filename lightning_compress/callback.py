@@ -155,7 +155,7 @@ class Compress(pl.Callback):
         if trainer.global_step > self._seen_steps:
             self._seen_steps = trainer.global_step
             assert self._student is not None
-            self.compressor.update(self._student)
+            self.compressor.update(self._student, trainer.optimizers)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

@@ -131,7 +131,7 @@ class CompressionModule(pl.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Let the methods move after each optimizer step."""
         super().optimizer_step(*args, **kwargs)
-        self._figures |= self.compressor.update(self.model)
+        self._figures |= self.compressor.update(self.model, self.trainer.optimizers)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch's mean losses, of all ranks, and the methods' figures."""

@@ -1,0 +1,1 @@
+"""Weight sharing: many weights take few values, each learned."""
