@@ -1,14 +1,15 @@
 """What a compressed model costs, in total and per layer."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import final
 
 from torch import Tensor, nn
 
 from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.grid import arithmetic_bits
 from lightning_compress.core.stored import Stored
-from lightning_compress.core.surgery import INPUT_CHILD
+from lightning_compress.core.surgery import INPUT_CHILD, OUTPUT_CHILD, dotted
 from lightning_compress.cost.bops import FLOAT_BITS
 from lightning_compress.cost.macs import macs
 
@@ -16,12 +17,17 @@ from lightning_compress.cost.macs import macs
 @final
 @dataclass(frozen=True)
 class LayerCost:
-    """Cost of one layer: its main tensor's shape, bits and share of exact zeros, its MACs, all its bytes."""
+    """Cost of one layer: its main tensor's shape, bits and share of exact zeros, its MACs, all its bytes.
+
+    `weight_bits` are those that one weight takes on disk before entropy coding, `arithmetic_bits` those of the number
+    that is multiplied: a codebook of 16 float levels has 4 and 32.
+    """
 
     name: str
     kind: str
     shape: tuple[int, ...]
     weight_bits: int
+    arithmetic_bits: int
     activation_bits: int
     sparsity: float
     macs: int
@@ -36,7 +42,8 @@ def layer_table(
 ) -> list[LayerCost]:
     """Tabulate the layers of a finalized model: every module that holds tensors, in the model's order.
 
-    The bytes of an input quantizer belong to its layer; a tied tensor's bytes to the first layer that has it.
+    The bytes of a quantizer belong to the layer it is a child of, or to the next layer where it is on the output of a
+    module that holds nothing else; a tied tensor's belong to the first layer that has it.
     So the columns `macs` and `bytes` add up to the model's.
 
     Args:
@@ -60,11 +67,15 @@ def layer_table(
         raise ValueError(f"bytes given for tensors that are not stored: {', '.join(unknown)}")
     counts = macs(model, example)
     names = {id(tensor): name for name, tensor in model.named_parameters()}
-    rows = []
+    rows: list[LayerCost] = []
+    waiting = 0
     for layer, module in model.named_modules():
-        owned = _owned(layer, stored)
-        tensors = [stored[names[id(p)]] for p in module.parameters(recurse=False)] + [stored[n] for n in owned]
-        if not tensors or layer.rpartition(".")[2] == INPUT_CHILD:
+        if layer.rpartition(".")[2] in (INPUT_CHILD, OUTPUT_CHILD):
+            continue
+        owned, own = _owned(layer, stored), [name for name in stored if name.rpartition(".")[0] == layer]
+        tensors = [stored[names[id(p)]] for p in module.parameters(recurse=False)] + [stored[n] for n in own]
+        waiting += sum(sizes.get(name, 0) for name in owned)
+        if not tensors:
             continue
         weight = names.get(id(getattr(module, "weight", None)))
         main = stored[weight] if weight else max(tensors, key=lambda tensor: tensor.value.numel())
@@ -74,18 +85,20 @@ def layer_table(
                 kind=type(module).__name__,
                 shape=tuple(main.value.shape),
                 weight_bits=main.bits,
+                arithmetic_bits=arithmetic_bits(main),
                 activation_bits=_activation_bits(module),
                 sparsity=main.sparsity,
                 macs=counts.get(layer, 0),
-                bytes=sum(sizes.get(name, 0) for name in owned),
+                bytes=waiting,
             )
         )
-    return rows
+        waiting = 0
+    return [*rows[:-1], *(replace(row, bytes=row.bytes + waiting) for row in rows[-1:])]
 
 
 def _owned(layer: str, stored: Mapping[str, Stored]) -> list[str]:
-    """Names of the tensors stored for a layer, those of its input quantizer included."""
-    homes = (layer, f"{layer}.{INPUT_CHILD}" if layer else INPUT_CHILD)
+    """Names of the tensors stored for a layer, those of its quantizers included."""
+    homes = (layer, dotted(layer, INPUT_CHILD), dotted(layer, OUTPUT_CHILD))
     return [name for name in stored if name.rpartition(".")[0] in homes]
 
 

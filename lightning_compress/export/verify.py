@@ -39,18 +39,19 @@ def compare(model: nn.Module, session: Callable[[NDArray[Any]], NDArray[Any]], i
 
 
 def tolerance(model: nn.Module) -> float:
-    """The largest `relative_error` that rounding explains: 1e-3 in float, four codes of the coarsest activation else.
+    """The largest `relative_error` that rounding explains: 1e-3 in float, some codes of the coarsest activation else.
 
     An int8 kernel adds in int32 and scales once, so a sum that lies at the border of two codes may round to the
     other one, and later layers pass that on; such differences scale with the size of a code, 1 / (2^bits - 1) of the
-    range. They are rare, which is why the mean is looked at and not the maximum. A lost scale, zero point or clip
-    moves the outputs by about their own size, far above 0.5, where this stops.
+    range. They are rare, which is why the mean is looked at and not the maximum. Four codes are allowed for up to four
+    roundings, and as the differences of more come together like the steps of a random walk, more with their root. A
+    lost scale, zero point or clip moves the outputs by about their own size, far above 0.5, where this stops.
 
     >>> round(tolerance(FixedQuantizer(torch.tensor(1.0), torch.tensor(0), 0, 255)), 4)
     0.0157
     """
     bits = [module.bits for module in model.modules() if isinstance(module, FixedQuantizer)]
-    return min(0.5, 4 / (2 ** min(bits) - 1)) if bits else 1e-3
+    return min(0.5, 2 * max(4, len(bits)) ** 0.5 / (2 ** min(bits) - 1)) if bits else 1e-3
 
 
 def check(distance: dict[str, float], limit: float) -> None:

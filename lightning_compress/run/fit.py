@@ -97,9 +97,10 @@ def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The finalized model as a start for the next phase: trainable, no quantizer on any input."""
+    """The finalized model as a start for the next phase: trainable, no quantizer on inputs and outputs."""
     for module in model.modules():
         surgery.take_from_input(module)
+        surgery.take_from_output(module)
     return model.train().requires_grad_(True)
 
 

@@ -103,7 +103,7 @@ def costs(
     rows = layer_table(compact.model, compact.stored, example, packed.read(packed_file).bytes_per_tensor)
     counted = [row for row in rows if row.macs]
     macs = {row.name: row.macs for row in counted}
-    bits = {row.name: row.weight_bits for row in counted}, {row.name: row.activation_bits for row in counted}
+    bits = {row.name: row.arithmetic_bits for row in counted}, {row.name: row.activation_bits for row in counted}
     weights = [compact.stored[name].value for name, _ in compact.model.named_parameters() if name in compact.stored]
     params, nonzeros = num_params(compact.model), num_nonzeros(weights)
     return {

@@ -16,6 +16,7 @@ SAFE = (
     "lightning_compress.models.",
     "lightning_compress.prune.",
     "lightning_compress.quantize.",
+    "lightning_compress.share.",
     "torch.nn.",
     "torch.optim.",
 )

@@ -21,6 +21,7 @@ from lightning_compress.distill.method import Distill
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
+from lightning_compress.share.method import Share
 
 EPOCHS, BATCHES = 4, 6
 # What a checkpoint must reproduce to the last bit; the rest of it holds paths and Lightning's version.
@@ -65,6 +66,10 @@ def _channel() -> Prune:
     return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2)
 
 
+def _share() -> Share:
+    return Share(bits=4, start=0.5)
+
+
 def _quantize() -> Quantize:
     return Quantize(6, 8)
 
@@ -82,8 +87,11 @@ class Case:
     sparsity: float | None = None
     overall: bool = False
     channels: float | None = None
+    clusters: int | None = None
+    length: int = 1
     weight_bits: int = 32
     activation_bits: int = 32
+    full_range: bool = True
 
 
 ROWS: dict[str, Case] = {
@@ -91,13 +99,73 @@ ROWS: dict[str, Case] = {
     "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),
     "prune-threshold": Case(lambda: [Prune(threshold=OneShot(last=0.5, at=0.3))]),
     "prune-channel": Case(lambda: [_channel()], channels=0.5),
+    "share-layer": Case(lambda: [Share(clusters=12)], clusters=12),
+    "share-global": Case(lambda: [Share(bits=3, scope="global", init="density", start=0.3)], clusters=8),
+    "share-product": Case(lambda: [Share(clusters=6, length=3, init="kmeans++")], clusters=6, length=3),
     "quantize-w8a8": Case(lambda: [Quantize(8, 8)], weight_bits=8, activation_bits=8),
     "quantize-w4a4-tensor": Case(
-        lambda: [Quantize(4, 4, per_channel=False, observer="min_max", freeze=0.5)], weight_bits=4, activation_bits=4
+        lambda: [
+            Quantize(
+                4, 4, weight_options={"per_channel": False}, activation_options={"observer": "min_max"}, freeze=0.5
+            )
+        ],
+        weight_bits=4,
+        activation_bits=4,
     ),
-    "quantize-affine-weights": Case(lambda: [Quantize(5, None, symmetric=False)], weight_bits=5),
+    "quantize-affine-weights": Case(lambda: [Quantize(5, None, weight_options={"symmetric": False})], weight_bits=5),
     "quantize-schedule": Case(
         lambda: [Quantize(Linear(first=8, last=3, end=0.8), 8, start=0.2)], weight_bits=3, activation_bits=8
+    ),
+    "quantize-groups": Case(
+        lambda: [Quantize(4, 8, weight_options={"group_size": 4, "cover": "mse"})],
+        weight_bits=4,
+        activation_bits=8,
+        full_range=False,
+    ),
+    "quantize-outputs": Case(lambda: [Quantize(8, 8, outputs=True)], weight_bits=8, activation_bits=8),
+    "quantize-lsq": Case(
+        lambda: [Quantize(4, 6, weights="lsq", activations="lsq", start=0.3, freeze_batchnorm=0.7)],
+        weight_bits=4,
+        activation_bits=6,
+        full_range=False,
+    ),
+    "quantize-lsq-plus-schedule": Case(
+        lambda: [
+            Quantize(
+                Linear(first=8, last=3, end=0.8),
+                Linear(first=8, last=4, end=0.8),
+                weights="lsq_plus",
+                activations="lsq_plus",
+                weight_options={"per_channel": True},
+                activation_options={"ewgs": 0.01},
+            )
+        ],
+        weight_bits=3,
+        activation_bits=4,
+        full_range=False,
+    ),
+    "prune-dorefa-pact": Case(
+        lambda: [_prune(), Quantize(3, 4, weights="dorefa", activations="pact", decay=1e-3)],
+        sparsity=0.6,
+        weight_bits=3,
+        activation_bits=4,
+    ),
+    "quantize-apot-dorefa": Case(
+        lambda: [Quantize(4, 4, weights="apot", activations="dorefa", weight_options={"normalize": True})],
+        weight_bits=4,
+        activation_bits=4,
+    ),
+    "prune-ternary": Case(lambda: [_prune(), Quantize(2, None, weights="ternary")], sparsity=0.6, weight_bits=2),
+    "prune-ttq": Case(lambda: [_prune(), Quantize(2, None, weights="ttq", lr=1e-3)], sparsity=0.6, weight_bits=2),
+    "prune-binary": Case(lambda: [_prune(), Quantize(1, None, weights="binary")], sparsity=0.6, weight_bits=1),
+    "prune-seed-affine": Case(
+        lambda: [_prune(), Quantize(4, None, weights="seed_affine")], sparsity=0.6, weight_bits=4
+    ),
+    "share-lsq": Case(
+        lambda: [_share(), Quantize(6, 8, weights="lsq", activations="pact")],
+        clusters=16,
+        weight_bits=6,
+        activation_bits=8,
     ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
@@ -106,6 +174,7 @@ ROWS: dict[str, Case] = {
 _FAMILIES: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {
     "prune": (_prune, {"sparsity": 0.6}),
     "channel": (_channel, {"channels": 0.5}),
+    "share": (_share, {"clusters": 16}),
     "quantize": (_quantize, {"weight_bits": 6, "activation_bits": 8}),
     "distill": (_distill, {}),
 }
@@ -118,8 +187,8 @@ def _combined(names: Sequence[str], net: Callable[[], nn.Module] = conv_net) -> 
 
 _NAMES = [names for size in range(len(_FAMILIES) + 1) for names in itertools.combinations(_FAMILIES, size)]
 SUBSETS = {"+".join(names) or "none": _combined(names) for names in _NAMES}
-CASES = ROWS | SUBSETS | {"mlp:prune+channel+quantize+distill": _combined(list(_FAMILIES), mlp)}
-ALL = "prune+channel+quantize+distill"
+CASES = ROWS | SUBSETS | {"mlp:prune+channel+share+quantize+distill": _combined(list(_FAMILIES), mlp)}
+ALL = "prune+channel+share+quantize+distill"
 
 
 @functools.cache

@@ -21,6 +21,7 @@ from lightning_compress.distill.method import Distill
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
+from lightning_compress.share.method import Share
 from tests.contract import cases
 
 STEPS = 6
@@ -33,12 +34,22 @@ def plain_net() -> nn.Module:
     )
 
 
-def methods(teacher: nn.Module, *, quantize: bool = True) -> list[Method]:
+def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
     ramp = partial(Polynomial, end=0.5)
     found: list[Method] = [Prune(ramp(last=0.5), every=2), Prune(ramp(last=0.5), every=2, pattern="channel")]
-    if quantize:
-        found.append(Quantize(6, 8))
+    if rounded:
+        found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
     return [*found, Distill(teacher, weight=0.5)]
+
+
+def learned(teacher: nn.Module) -> list[Method]:
+    """Quantizers with parameters: some idle at first, some from the start, with masks below."""
+    return [
+        Prune(Polynomial(last=0.5, end=0.5), every=2),
+        Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
+        Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),
+        Distill(teacher, weight=0.5),
+    ]
 
 
 @final
@@ -92,10 +103,11 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
         callbacks.append(Compress([FromData(), *methods(teacher)], model="net", example=torch.zeros(2, 1, 8, 8)))
     else:
         averaged = kind == "averaged"
+        chosen = learned(teacher) if kind == "learned" else methods(teacher)
         module = CompressionModule(
             bare if averaged else net,
             classification(10),
-            methods(teacher, quantize=False) if averaged else [FromData(), *methods(teacher)],
+            methods(teacher, rounded=False) if averaged else [FromData(), *chosen],
             example=torch.zeros(2, 1, 8, 8),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             channels_last=kind == "module",
@@ -121,7 +133,7 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged")}
+    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged", "learned")}
     rank = torch.distributed.get_rank()
     torch.save(found, folder / f"rank{rank}.pt")
     if rank == 0:

@@ -37,9 +37,19 @@ def test_ranks_end_with_the_same_weights_masks_and_ranges(folder: Path, kind: st
     masks = {key: value for key, value in first.items() if key.endswith(".mask")}
     assert len(masks) >= 6
     assert all(0 < value.count_nonzero() < value.numel() for value in masks.values())
+    codes, centroids = ([v for k, v in first.items() if k.endswith(end)] for end in (".codes", ".centroids"))
+    assert [len(values.unique()) for values in (*codes, *centroids)] == [8] * 6
     ranges = [value for key, value in first.items() if key.endswith(".range")]
     assert len(ranges) == 3
     assert all(low < high for low, high in ranges)
+
+
+def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
+    first, second = (rank["state"] for rank in _ranks(folder, "learned"))
+    assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
+    learned = [key for key in first if key.endswith((".scale", ".offset", ".alpha", ".positive", ".negative"))]
+    assert len(learned) == 2 + 2 * 2 + 1 + 2
+    assert all(bool(first[key].isfinite()) for key in learned)
 
 
 @pytest.mark.parametrize("kind", ["module", "callback"])

@@ -28,6 +28,8 @@ def test_what_was_compressed_is_smaller_on_disk(tmp_path: Path) -> None:
     assert sizes["distill"] == pytest.approx(dense, abs=8)
     assert sizes["prune"] < 0.65 * dense
     assert sizes["quantize"] < 0.4 * dense
+    assert sizes["share"] < 0.35 * dense
+    assert sizes["prune+share"] < min(sizes["prune"], sizes["share"])
     assert sizes["prune+quantize"] < min(sizes["prune"], sizes["quantize"])
     assert sizes["channel+quantize"] < min(sizes["channel"], sizes["quantize"])
 

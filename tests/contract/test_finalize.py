@@ -61,7 +61,8 @@ def test_finalizing_leaves_training_as_it_is(name: str) -> None:
 def test_a_finalized_model_is_plain(name: str) -> None:
     found = cases.finalized(name).model
     assert not any(parametrize.is_parametrized(module) for module in found.modules())
-    assert not any(module.training or module._forward_hooks for module in found.modules())
+    assert not any(module.training for module in found.modules())
+    assert all(hasattr(module, "output_quantizer") for module in found.modules() if module._forward_hooks)
     assert all(tensor.is_contiguous() for tensor in found.state_dict().values())
     assert all(
         module.__module__.startswith("torch.") or isinstance(module, FixedQuantizer) for module in found.modules()
@@ -105,7 +106,7 @@ def test_edits_rebuild_the_shape(name: str) -> None:
     found = cases.finalized(name)
     rebuilt = edits.replay(cases.CASES[name].net(), found.edits).state_dict()
     assert {key: value.shape for key, value in rebuilt.items()} == {
-        key: stored.value.shape for key, stored in found.stored.items() if ".input_quantizer." not in key
+        key: stored.value.shape for key, stored in found.stored.items() if "put_quantizer." not in key
     }
 
 
@@ -152,27 +153,47 @@ def test_single_zeros_and_channels_both_reach_their_share(name: str) -> None:
 @every_case
 def test_bits_are_what_was_asked_for(name: str) -> None:
     case, found = cases.CASES[name], cases.finalized(name)
-    for layer, stored in _weights(name).items():
+    for layer, stored in _weights(name).items() if case.clusters is None else ():
         assert stored.bits == case.weight_bits, layer
         assert (stored.codes is None) == (case.weight_bits == 32), layer
         if stored.codes is not None:
-            assert len(set(stored.codes.flatten().tolist())) > 2, layer
-            top = 2 ** (stored.bits - 1) - 1 if stored.symmetric else 2**stored.bits - 1
-            assert int(stored.codes.min()) >= (-top if stored.symmetric else 0), layer
+            assert len(set(stored.codes.flatten().tolist())) > min(2, stored.bits), layer
+            even = stored.symmetric and stored.levels is None
+            top = 2 ** (stored.bits - 1) - 1 if even else 2**stored.bits - 1
+            assert int(stored.codes.min()) >= (-top if even else 0), layer
             assert int(stored.codes.max()) <= top, layer
+            if stored.levels is not None or not case.full_range:
+                continue
             # Every scale is used to its end: no bit is wasted.
             rows = (stored.codes if stored.axis is None else stored.codes.flatten(1)).reshape(
                 -1, stored.codes[0].numel()
             )
             assert int(rows.max() - rows.min()) >= top, layer
-    fixed = [m for m in found.model.modules() if isinstance(m, FixedQuantizer)]
+    fixed = [m for n, m in found.model.named_modules() if n.endswith("input_quantizer")]
     assert len(fixed) == (0 if case.activation_bits == 32 else len(_base(name)))
-    assert all(quantizer.bits == case.activation_bits for quantizer in fixed)
+    assert all(isinstance(m, FixedQuantizer) and m.bits == case.activation_bits for m in fixed)
+    assert any(n.endswith("output_quantizer") for n, _ in found.model.named_modules()) == ("outputs" in name)
+
+
+@pytest.mark.parametrize("name", [n for n, c in cases.CASES.items() if c.clusters is not None])
+def test_levels_are_as_many_as_asked_for(name: str) -> None:
+    case = cases.CASES[name]
+    assert case.clusters is not None
+    for layer, stored in _weights(name).items():
+        assert stored.levels is not None, layer
+        assert stored.codes is not None, layer
+        assert stored.levels.shape == ((case.clusters,) if case.length == 1 else (case.clusters, case.length)), layer
+        assert stored.bits == math.ceil(math.log2(case.clusters)), layer
+        assert stored.codes.numel() * case.length == stored.value.numel(), layer
+        used = stored.codes if stored.mask is None else stored.codes[stored.mask]
+        assert len(torch.unique(used)) > 2, layer
+        if case.weight_bits < 32:  # what is rounded is the levels: whole multiples of the scale
+            assert torch.equal(stored.levels, stored.levels.round()), layer
+            assert 1 < int(stored.levels.abs().max()) <= 2 ** (case.weight_bits - 1), layer
 
 
 @pytest.mark.parametrize("name", [n for n, c in cases.CASES.items() if c.activation_bits < 32])
 def test_batch_norms_go_where_they_can(name: str) -> None:
     found = cases.finalized(name).model
     norms = [m for m in found.modules() if isinstance(m, nn.BatchNorm2d)]
-    can = cases.CASES[name].net is cases.mlp or "tensor" not in name
-    assert len(norms) == (0 if can else 2)
+    assert norms == []

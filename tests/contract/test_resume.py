@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 def _script(what: str, folder: Path) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "tests.contract.fresh", what, str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=110)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=400)
 
 
 def test_a_fresh_process_reloads_and_resumes_every_case_bit_by_bit(tmp_path: Path) -> None:

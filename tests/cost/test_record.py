@@ -4,7 +4,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored
-from lightning_compress.core.surgery import put_on_input
+from lightning_compress.core.surgery import put_on_input, put_on_output
 from lightning_compress.cost.macs import macs
 from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
@@ -35,8 +35,8 @@ def test_row_by_hand() -> None:
     }
     table = layer_table(net, stored, torch.zeros(2, 1, 3, 3), sizes)
     assert table == [
-        LayerCost("0", "Conv2d", (2, 1, 2, 2), 3, 32, 0.5, 4 * 2 * 4, 13),
-        LayerCost("3", "Linear", (3, 8), 32, 4, 0.0, 24, 113),
+        LayerCost("0", "Conv2d", (2, 1, 2, 2), 3, 3, 32, 0.5, 4 * 2 * 4, 13),
+        LayerCost("3", "Linear", (3, 8), 32, 32, 4, 0.0, 24, 113),
     ]
 
 
@@ -48,6 +48,16 @@ def test_activation_bits_hold_all_levels(low: int, high: int, bits: int) -> None
     net = nn.Sequential(nn.Linear(2, 2))
     put_on_input(net[0], levels(low, high))
     assert layer_table(net, raw(net), torch.zeros(1, 2))[0].activation_bits == bits
+
+
+def test_a_codebook_is_stored_in_few_bits_and_multiplied_in_floats() -> None:
+    net = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 2, bias=False))
+    stored = raw(net)
+    codes = torch.arange(8).reshape(2, 4)
+    stored["0.weight"] = stored["0.weight"].chosen(codes, torch.linspace(-1, 1, 8) ** 3 + 0.01)
+    stored["1.weight"] = stored["1.weight"].chosen(codes[:, :2], torch.tensor([-30.0, 0, 1, 2, 7, 31]), torch.ones(2))
+    rows = layer_table(net, stored, torch.zeros(1, 4))
+    assert [(row.weight_bits, row.arithmetic_bits) for row in rows] == [(3, 32), (3, 6)]
 
 
 def test_columns_add_up_to_the_model() -> None:
@@ -87,10 +97,10 @@ def test_root_parameters_and_tied_weights() -> None:
     stored["first.weight"] = stored["first.weight"].masked(torch.eye(2, dtype=torch.bool))
     table = layer_table(net, stored, torch.zeros(1, 2), {"token": 8, "first.weight": 16, "second.bias": 8})
     assert table == [
-        LayerCost("", "Odd", (2,), 32, 32, 0.5, 0, 8),
-        LayerCost("first", "Linear", (2, 2), 32, 32, 0.5, 4, 16),
-        LayerCost("second", "Linear", (2, 2), 32, 32, 0.5, 4, 8),
-        LayerCost("third", "Linear", (2, 2), 32, 32, 0.5, 4, 0),
+        LayerCost("", "Odd", (2,), 32, 32, 32, 0.5, 0, 8),
+        LayerCost("first", "Linear", (2, 2), 32, 32, 32, 0.5, 4, 16),
+        LayerCost("second", "Linear", (2, 2), 32, 32, 32, 0.5, 4, 8),
+        LayerCost("third", "Linear", (2, 2), 32, 32, 32, 0.5, 4, 0),
     ]
 
 
@@ -98,3 +108,13 @@ def test_refuses_bytes_of_a_tensor_that_is_not_stored() -> None:
     net = nn.Sequential(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"not stored: 1\.weight"):
         layer_table(net, raw(net), torch.zeros(1, 2), {"1.weight": 4})
+
+
+def test_a_quantizer_on_an_output_counts_where_it_is() -> None:
+    net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
+    shared = levels(0, 15)
+    put_on_output(net[1], shared)
+    put_on_input(net[2], shared)
+    stored = raw(net) | {f"1.output_quantizer.{name}": Stored(value) for name, value in shared.named_buffers()}
+    table = layer_table(net, stored, torch.zeros(1, 2), {"0.weight": 7, "1.output_quantizer.scale": 4})
+    assert [(row.name, row.bytes, row.activation_bits) for row in table] == [("0", 7, 32), ("2", 4, 4)]

@@ -1,5 +1,6 @@
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -169,6 +170,18 @@ def test_a_bias_far_above_the_weights_survives(scale: float, axis: int | None, p
     assert torch.allclose(plainly(path, inputs), compact.model(inputs))
 
 
+def test_a_channel_without_weights_keeps_its_bias_whatever_its_scale(path: Path) -> None:
+    layer = nn.Linear(4, 3)
+    codes = torch.tensor([[0, 0, 0, 0], [1, -7, 3, 2], [0, 0, 0, 0]])
+    stored = Stored(layer.weight.detach()).coded(codes, torch.tensor([269.0, 0.1, 269.0]), bits=4, axis=0)
+    layer.bias.data.copy_(torch.tensor([0.5, -1.0, 0.0]))
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 255))
+    inputs = torch.rand(8, 4)
+    export(compact, inputs, path)
+    assert compare(compact.model, session(path), inputs)["max_error"] < 1e-6
+    assert torch.allclose(plainly(path, inputs), compact.model(inputs))
+
+
 def test_narrow_codes_are_stretched_for_a_finer_bias(path: Path) -> None:
     torch.manual_seed(0)
     layer = nn.Linear(64, 16)
@@ -232,3 +245,95 @@ def test_equal_zero_points_are_not_shared(tmp_path: Path) -> None:
     net.load_state_dict({name: value.value for name, value in stored.items()}, strict=False)
     path = export(Compact(net, stored), torch.ones(2, 6), tmp_path / "model.onnx")
     assert session(path)(torch.ones(3, 6).numpy()).shape == (3, 6)
+
+
+def agree(compact: Compact, inputs: Tensor, path: Path) -> None:
+    export(compact, inputs, path)
+    assert compare(compact.model, session(path), inputs)["max_error"] < 0.05 * 1.01  # a code of the output
+    assert compare(compact.model, session(path), inputs)["mean_error"] < 0.05 * 0.02
+
+
+@pytest.mark.parametrize("axis", [None, 0])
+@pytest.mark.parametrize(
+    ("levels", "codes"),
+    [
+        ([-1.0, 0.0, 1.0], [-64, 0, 64]),
+        ([-1.0, 1.0], [-64, 64]),
+        ([-17.0, -3.0, 0.0, 120.0], [-17, -3, 0, 120]),
+        ([-1.0, -2 / 3, 0.0, 1 / 3, 1.0], [-48, -32, 0, 16, 48]),
+    ],
+)
+def test_levels_on_a_grid_become_int8(levels: list[float], codes: list[int], axis: int | None, path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(3, 6, 3)
+    scale = torch.tensor(0.1) if axis is None else torch.tensor([0.1, -0.2, 0.3, 0.1, -0.1, 0.2])
+    chosen = torch.arange(layer.weight.numel()).reshape(layer.weight.shape) % len(levels)
+    stored = Stored(layer.weight.detach()).chosen(
+        chosen, torch.tensor(levels), scale / max(map(abs, levels)), axis=axis
+    )
+    mask = torch.rand_like(stored.value) < 0.7
+    fixed = FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255)
+    compact = coded_layer(layer, stored.masked(mask), fixed)
+    agree(compact, torch.rand(8, 3, 9, 9) * 5, path)
+    found = initializers(path)["coded.0/weight.codes"]
+    assert found.dtype == np.int8
+    assert set(np.abs(found).flatten()) <= {abs(code) for code in codes} | {0}
+    assert not found[~mask.numpy()].any()
+    assert kernels(path)["QLinearConv"] == 1
+
+
+def test_levels_on_no_grid_are_floats(path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 8)
+    codes = torch.randint(0, 3, (8, 16))
+    stored = Stored(layer.weight.detach()).chosen(codes, torch.tensor([-0.31, 0.0, 0.2711]), torch.tensor(2.0))
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.1), torch.tensor(0), 0, 255))
+    agree(compact, torch.rand(8, 16) * 5, path)
+    assert np.array_equal(initializers(path)["model.0.weight"], stored.value.numpy())
+
+
+def test_blocks_of_levels_on_a_grid_become_int8(path: Path) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv2d(4, 6, 3)
+    levels = torch.randint(-31, 32, (5, 9)).float()
+    stored = Stored(layer.weight.detach()).chosen(torch.randint(0, 5, (6, 4)), levels, torch.tensor(0.01))
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255))
+    agree(compact, torch.rand(8, 4, 9, 9) * 5, path)
+    assert np.abs(initializers(path)["coded.0/weight.codes"]).max() >= 31
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("make", [lambda: nn.Linear(10, 8), lambda: nn.Conv2d(10, 8, 3)])
+def test_groups_of_channels_are_blocks_of_codes(
+    make: Callable[[], nn.Module], symmetric: bool, bits: int, path: Path
+) -> None:
+    torch.manual_seed(0)
+    layer = make()
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    low, high = (1 - 2 ** (bits - 1), 2 ** (bits - 1)) if symmetric else (0, 2**bits)
+    zero = None if symmetric else torch.randint(0, 2**bits, (8, 3))
+    stored = Stored(weight.detach()).coded(
+        torch.randint(low, high, weight.shape),
+        torch.rand(8, 3) / 2**bits,
+        zero,
+        bits=bits,
+        symmetric=symmetric,
+        groups=torch.tensor([4, 4, 2]),
+    )
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255))
+    agree(compact, torch.rand(8, *weight.shape[1:]) * 5, path)
+    node = next(node for node in onnx.load(path).graph.node if "0/weight.codes" in "".join(node.input))
+    assert {attribute.name: attribute.i for attribute in node.attribute} == {"axis": 1, "block_size": 4}
+    assert initializers(path)["coded.0/weight.codes"].dtype in (np.int8, np.uint8)
+
+
+def test_uneven_groups_are_floats(path: Path) -> None:
+    layer = nn.Linear(10, 8)
+    stored = Stored(layer.weight.detach()).coded(
+        torch.randint(-7, 8, (8, 10)), torch.rand(8, 3), bits=4, groups=torch.tensor([4, 3, 3])
+    )
+    compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255))
+    agree(compact, torch.rand(8, 10), path)
+    assert np.array_equal(initializers(path)["model.0.weight"], stored.value.numpy())

@@ -41,6 +41,11 @@ def test_tolerance_follows_the_coarsest_activation(high: int, limit: float) -> N
     assert tolerance(net) == pytest.approx(limit)
 
 
+def test_tolerance_grows_with_the_root_of_the_number_of_roundings() -> None:
+    one = [FixedQuantizer(torch.tensor(1.0), torch.tensor(0), 0, 255) for _ in range(16)]
+    assert tolerance(nn.Sequential(*one)) == pytest.approx(8 / 255)
+
+
 def test_tolerance_of_a_float_model_is_that_of_float_sums() -> None:
     assert tolerance(nn.Linear(2, 2)) == 1e-3
 

@@ -74,6 +74,24 @@ def test_a_packed_file_that_does_not_is_refused(
         measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
 
 
+def test_bit_operations_count_what_is_multiplied(net: nn.Module, compact: Compact, tmp_path: Path) -> None:
+    example = torch.zeros(1, 1, 8, 8)
+
+    def bops(levels: Tensor) -> int:
+        coded = {
+            name: stored.chosen(torch.zeros_like(stored.value), levels) if name.endswith("weight") else stored
+            for name, stored in compact.stored.items()
+        }
+        model = surgery.plain(net)
+        model.load_state_dict({name: stored.value for name, stored in coded.items()})
+        measure.write_packed(Compact(model.eval(), coded), net, example, tmp_path / "m.lcz", None)
+        return int(measure.costs(Compact(model, coded), net, example, tmp_path / "m.lcz")[0]["bops"])
+
+    macs = measure.count(compact, net, example, None)["macs"]
+    assert bops(torch.tensor([0.5, -0.1234, 0.77])) == macs * 32 * 32
+    assert bops(torch.tensor([0.5, -0.5, 0.0])) == macs * 2 * 32
+
+
 def test_an_onnx_file_that_computes_something_else_is_refused(
     net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
