@@ -1,4 +1,4 @@
-"""The command line: `lightning-compress train | sweep | dashboard | sync | report | export | measure`."""
+"""The command line: what each command of `lightning-compress` does; `arguments.py` says what it takes."""
 
 import argparse
 import logging
@@ -10,97 +10,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from lightning_compress.arguments import LIMITS, parser
+
 if TYPE_CHECKING:
     from lightning_compress.sweep.spec import StudySpec
 
-LAUNCHERS = ("inline", "local", "slurm", "ray")
 _VERBS = ("status", "stop", "resume", "add-workers")
-EXAMPLES = {
-    "train": """\
-One run: train under the methods that are switched on, export, check, measure, record.
-
-  lightning-compress train prune=gradual quantize=affine methods.prune.sparsity.last=0.9
-  lightning-compress train experiment=mnist/lenet5_joint seed=1
-  lightning-compress train data=images data.source=photos model._target_=my_package.Net allow=[my_package]
-
-Keys are Hydra overrides: groups are data, model, prune, quantize, distill, optimizer, scheduler; any argument of a
-class can be set (methods.prune.score=squared). The same command resumes an interrupted run.""",
-    "sweep": """\
-A study: a dense teacher, dense baselines, many trials, the Pareto front, confirmation on fresh seeds, a report.
-
-  lightning-compress sweep digits              the study shipped as sweeps/digits.yaml
-  lightning-compress sweep my/study.yaml --dry-run
-  lightning-compress sweep digits --launcher slurm --workers 16
-  lightning-compress sweep status digits
-  lightning-compress sweep stop digits
-  lightning-compress sweep add-workers digits 4
-  lightning-compress sweep resume runs/sweeps/digits
-
-The same command continues an interrupted study and prints the front of a finished one; `resume` does so from the
-study's folder alone, copied to another machine perhaps.""",
-    "dashboard": """\
-Open optuna-dashboard on a study; needs the extra lightning-compress[dashboard].
-
-  lightning-compress dashboard digits --port 8080""",
-    "sync": """\
-Upload a study's offline W&B runs, then verify that history, tables and artifacts arrived.
-
-  lightning-compress sync runs/sweeps/digits""",
-    "export": """\
-Write the ONNX file of a packed model.
-
-  lightning-compress export runs/digits/model.lcz --to model.onnx""",
-    "measure": """\
-Time ONNX files side by side in one call; the first is the reference of the ratios.
-
-  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1""",
-    "report": """\
-Write a study's report again from its results.
-
-  lightning-compress report digits""",
-}
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lightning-compress", description="From a network to a trusted Pareto front: accuracy, bytes, latency."
-    )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    made = {
-        name: commands.add_parser(
-            name,
-            help=text.splitlines()[0],
-            description=text,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-        for name, text in EXAMPLES.items()
-    }
-    for name in ("train", "sweep", "report", "dashboard"):
-        made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
-                                help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
-    made["train"].add_argument("overrides", nargs="*", help="key=value")
-    made["train"].add_argument("--out", type=Path, help="folder of the run (default: runs/<name>)")
-    made["train"].add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")
-    for name in ("report", "dashboard"):
-        made[name].add_argument("study", help="name or path of a study file, or a study's folder")
-    for name in ("sweep", "report", "dashboard"):
-        made[name].add_argument("--out", type=Path, help="folder of the study (default: runs/sweeps/<name>)")
-    made["sweep"].add_argument("--launcher", choices=LAUNCHERS, help="where runs run (default: what the study says)")
-    made["sweep"].add_argument("--workers", type=int, help="runs at once (default: one for each GPU, or core)")
-    made["dashboard"].add_argument("--host", default="127.0.0.1")
-    made["dashboard"].add_argument("--port", type=int, default=8080)
-    made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
-    made["sweep"].add_argument("--dry-run", action="store_true", help="check the study and say what it takes")
-    made["sweep"].add_argument("--fresh", action="store_true", help="start anew; the old study is kept aside")
-    made["export"].add_argument("packed", type=Path)
-    made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
-    made["export"].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
-                                help="a package of yours that the network comes from")  # fmt: skip
-    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files")
-    for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
-        made["measure"].add_argument(option, type=int, default=default)
-    return parser
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> None:
@@ -208,13 +123,42 @@ def _sync(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _report(arguments: argparse.Namespace, console: Console) -> None:
-    from lightning_compress.sweep import record, report
+    from lightning_compress.sweep import elsewhere, record, report
 
     found, folder = _study(arguments.study, arguments)
+    for one in elsewhere.bring(folder, found, arguments.latency):
+        console.print(f"{one.run} on {one.label}: {one.latency_ms:.3g} ms, {one.latency_ratio:.3g} of the dense one's",
+                      markup=False, highlight=False, soft_wrap=True)  # fmt: skip
     collected = record.collect(folder)
     Path(found.report).mkdir(parents=True, exist_ok=True)
     report.write(collected, folder, Path(found.report))
     console.print(f"report: {Path(found.report) / 'index.html'}", soft_wrap=True)
+
+
+def _pick(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.deploy import folder as deploy
+    from lightning_compress.sweep import pick, record, runs
+
+    found, folder = _study(arguments.study, arguments)
+    asked = {option: getattr(arguments, option.removeprefix("--").replace("-", "_")) for option, *_ in LIMITS}
+    limits, collected = pick.limits(found, asked), record.collect(folder)
+    choice = pick.pick(collected, limits)
+    point, numbers = choice.point, pick.told(collected, choice)
+    within = ", ".join(f"{option} {text}" for option, text in asked.items() if text is not None)
+    said = [f"{point.name}: the best {found.quality} of {choice.fitting} front points within {within or 'no limits'}"]
+    said += [f"  {name}: {value}" for name, value in numbers.items()]
+    console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+    run, to = folder / "runs" / point.run, arguments.to or Path("runs/deploy") / f"{found.name}-{point.run}"
+    back = f"lightning-compress report {folder} --latency latency-*.json"
+    about = deploy.About(f"{found.name}, {point.name}", numbers, back)
+    gap = deploy.write(run, runs.reference_file(folder, found) or run / "dense.onnx", to, about)
+    console.print(
+        f"parity with PyTorch on {gap['samples']:.0f} validation samples: largest gap {gap['max_error']:.3g}, mean "
+        f"{gap['relative_error']:.3g} of the outputs' size (rounding explains {gap['tolerance']:.3g}), same class on "
+        f"{gap['agreement']:.1%}\nwritten: {to}",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _export(arguments: argparse.Namespace, console: Console) -> None:
@@ -248,16 +192,17 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "export": _export,
     "measure": _measure,
     "report": _report,
+    "pick": _pick,
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; 0, or a nonzero status after a one-line error."""
-    parser = _parser()
+    reader = parser()
     # argparse takes overrides in one place only; known-args parsing lets them stand before and after options.
-    arguments, rest = parser.parse_known_args(argv)
+    arguments, rest = reader.parse_known_args(argv)
     if rest and (arguments.command != "train" or any(text.startswith("-") for text in rest)):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+        reader.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest
     try:

@@ -12,11 +12,12 @@ PACKAGE = ROOT / "lightning_compress"
 FLOORS = {
     **dict.fromkeys(("core", "coding", "models", "data"), 0),
     **dict.fromkeys(("cost", "tracking"), 1),
-    **dict.fromkeys(("distill", "prune", "quantize", "export", "launch"), 2),
+    **dict.fromkeys(("distill", "prune", "quantize", "share", "export", "launch"), 2),
     **dict.fromkeys(("module", "callback"), 3),
     "run": 4,
-    "sweep": 5,
+    **dict.fromkeys(("sweep", "deploy"), 5),
     "cli": 6,
+    "arguments": 0,
 }
 HOMES = {
     "wandb": {"tracking/wandb.py"},
@@ -28,8 +29,9 @@ HOMES = {
     "omegaconf": {"run/config.py"},
     "onnx": {"export/onnx.py"},
     "onnxscript": {"export/onnx.py"},
-    "onnxruntime": {"export/runtime.py"},
+    "onnxruntime": {"export/runtime.py", "deploy/predict.py", "deploy/measure.py"},  # the last two leave this package
     "torch_pruning": {"prune/channels.py"},
+    "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},
     "torchmetrics": {"core/task.py"},
     "plotly": {"sweep/report.py"},

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -6,12 +7,15 @@ from pathlib import Path
 import pytest
 
 import lightning_compress
-from lightning_compress.cli import EXAMPLES, main
+from lightning_compress.arguments import EXAMPLES
+from lightning_compress.cli import main
+from lightning_compress.run.result import Result
+from lightning_compress.sweep.spec import StudySpec
 
 TINY = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=disabled"]
 
 
-@pytest.mark.parametrize("command", ["train", "sweep", "export", "measure", "report"])
+@pytest.mark.parametrize("command", ["train", "sweep", "export", "measure", "report", "pick"])
 def test_help_teaches_with_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         main([command, "--help"])
@@ -106,6 +110,78 @@ def test_importing_the_package_or_its_command_line_takes_no_torch() -> None:
     assert done.stdout.strip() == "[]"
 
 
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a study of one real trial."""
+    folder = tmp_path_factory.mktemp("sweeps") / "small"
+    base = ["model.width=0.25", "epochs=1", "measure.rounds=3", "wandb.mode=disabled", "prune=gradual"]
+    assert main(["train", *base, "--out", str(folder / "runs/trial-0")]) == 0
+    spec = StudySpec(
+        name="small",
+        base=base,
+        objectives={"val/accuracy": "max", "cost/packed_bytes": "min"},
+        space={"optimizer.lr": [0.1, 0.01]},
+        trials=1,
+    )
+    data = {"schema": 1, "identity": "abcd", "created": "2024", "spec": spec.asdict()}
+    (folder / "study.json").write_text(json.dumps(data))
+    values = [Result.load(folder / "runs/trial-0").get(name) for name in spec.objectives]
+    ended = {"event": "end", "trial": 0, "state": "done", "values": values, "reason": None, "violations": {}}
+    begun = [{"event": "ask", "trial": trial, "params": {"optimizer.lr": 0.01}} for trial in (0, 1)]
+    events = [*begun, ended]  # trial 1 is running yet
+    (folder / "ledger.jsonl").write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    return folder
+
+
+def test_a_point_is_picked_measured_elsewhere_and_reported(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["pick", str(study), "--max-bytes", "1MB", "--min-accuracy", "1%"]) == 0
+    out = capsys.readouterr().out
+    assert "trial 0: the best val/accuracy of 1 front points within --max-bytes 1MB, --min-accuracy 1%" in out
+    assert "parity with PyTorch on 32 validation samples: largest gap" in out
+    to = Path("runs/deploy/small-trial-0")
+    assert f"written: {to}" in out
+    (tmp_path / "empty").mkdir()
+    for script, *words in (("predict.py", "--check"), ("measure.py", "--rounds", "3", "--device", "a board")):
+        argv = [sys.executable, "-P", str(tmp_path / to / script), *words]
+        subprocess.run(argv, cwd=tmp_path / "empty", env={}, check=True, capture_output=True)
+    assert main(["report", str(study), "--latency", f"{to}/latency-a-board.json"]) == 0
+    assert "trial-0 on a board, 1 thread, batch 64: " in capsys.readouterr().out
+    for _ in range(2):  # a later report has it still
+        assert "faster on a board, 1 thread, batch 64" in (tmp_path / "reports/small/front.csv").read_text()
+        assert main(["report", str(study)]) == 0
+
+
+def test_what_pick_and_its_latencies_refuse(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def refused(*argv: object) -> str:
+        capsys.readouterr()
+        assert main([str(word) for word in argv]) == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        return line
+
+    assert "--max-bytes 10 alone excludes all (the least is" in refused("pick", study, "--max-bytes", 10)
+    assert "expected a number above 0" in refused("pick", study, "--max-latency", "quick")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken/mine").touch()
+    assert "taken holds something else already" in refused("pick", study, "--to", "taken")
+    copy = shutil.copytree(study, tmp_path / "copy")
+    (copy / "runs/trial-0/model.lcz").write_bytes(b"LCZ")
+    assert "trial-0/model.lcz is not a sound compressed model" in refused("pick", copy, "--to", "new")
+    (copy / "runs/trial-0/model.onnx").unlink()
+    assert "model.onnx: it was deleted or moved" in refused("pick", copy, "--to", "new")
+    (tmp_path / "latency-x.json").write_text("{}")
+    assert "no file that measure.py wrote" in refused("report", study, "--latency", "latency-x.json")
+    assert "nowhere.json" in refused("report", study, "--latency", "nowhere.json")
+    assert not (tmp_path / "new").exists()
+    assert not (tmp_path / "reports").exists()
+
+
 @pytest.mark.slow
 def test_a_study_and_its_front(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -126,6 +202,8 @@ def test_a_study_and_its_front(
     accuracies = [result.get("val/accuracy") for result in front]
     assert accuracies == sorted(accuracies, reverse=True)
     assert 1 <= len(front) <= 2
+    assert main(["pick", "tiny.yaml", "--to", "board"]) == 0
+    assert "parity with PyTorch on 32 validation samples" in capsys.readouterr().out
     assert main(["report", "tiny.yaml"]) == 0
     with pytest.raises(ValueError, match="holds no study"):
         lightning_compress.pareto(tmp_path)

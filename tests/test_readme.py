@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lightning_compress.cli import EXAMPLES
+from lightning_compress.arguments import EXAMPLES
 
 README = (Path(__file__).parents[1] / "README.md").read_text()
 

@@ -334,6 +334,15 @@ def test_study_that_is_not_there(refused: Refused, tmp_path: Path) -> None:
     assert not Path("reports").exists(), "no report of nothing"
 
 
+def test_pick_from_a_study_without_a_front(refused: Refused, tmp_path: Path) -> None:
+    file, folder = _kept_study(tmp_path)
+    assert "no trial of the study in" in refused("pick", file, "--out", folder)
+    assert "expected a share up to 1" in refused("pick", folder, "--min-accuracy", "97")
+    assert "did you mean 'digits'?" in refused("pick", "digit")
+    assert "holds no study" in refused("pick", file)
+    assert "is no file that measure.py wrote" in refused("report", folder, "--latency", file)
+
+
 def test_study_that_is_no_yaml(refused: Refused, tmp_path: Path) -> None:
     (tmp_path / "bad.yaml").write_text("name: [")
     assert "is not readable YAML" in refused("sweep", tmp_path / "bad.yaml")

@@ -21,6 +21,7 @@ def render(record: StudyRecord, *, figures: str, script: str) -> str:
         record=record,
         spec=record.spec,
         rows=rows,
+        devices=list(dict.fromkeys(label for row in rows for label in row["elsewhere"])),
         best=_headline(rows, record),
         figures=Markup(figures),
         script=Markup(script),
@@ -37,6 +38,7 @@ def _row(record: StudyRecord, point: Point) -> dict[str, Any]:
         "point_params": point.params,
         "on_front": point.kind == "trial",
         "numbers": records.row(record, point),
+        "elsewhere": {one.label: one for one in point.elsewhere},
     }
 
 

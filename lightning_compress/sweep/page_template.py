@@ -74,6 +74,7 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 <thead><tr><th>point</th><th>{{ spec.quality }}</th><th>fresh seeds: mean ± sd (n)</th><th>{{ test }}</th>
 <th>packed</th>
 <th>&times; smaller</th><th>latency, ms</th><th>&times; faster</th>
+{% for device in devices %}<th>ms (&times; faster)<br>{{ device }}</th>{% endfor %}
 <th>sparsity</th><th>bits</th><th>non-zeros</th></tr></thead>
 <tbody>
 {% for row in rows %}{% set n = row.numbers %}
@@ -88,6 +89,8 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 <td>{{ "%.1f" | format(n.smaller) }}</td>
 <td>{{ n.latency_ms | number }}</td>
 <td>{{ "%.2f" | format(n.faster) }}</td>
+{% for device in devices %}<td>{% if device in row.elsewhere %}{{ row.elsewhere[device].latency_ms | number }}
+({{ "%.2f" | format(1 / row.elsewhere[device].latency_ratio) }}){% endif %}</td>{% endfor %}
 <td>{{ "%.1f" | format(100 * n.sparsity) }} %</td>
 <td>{{ n.bits }}</td>
 <td>{{ "{:,}".format(n.nonzeros | int) }}</td>

@@ -132,14 +132,17 @@ def _told(limit: Limit, row: Mapping[str, Any]) -> str:
 def told(record: StudyRecord, choice: Choice) -> dict[str, str]:
     """The numbers of a choice in words, by what they are."""
     row, point = choice.numbers, choice.point
-    reference = record.reference.name if record.reference else "its own network before compression"
+    dense = f"dense {record.reference.name}" if record.reference else "its own dense network"
     confirmed = {} if not point.confirmed else {"on fresh seeds": shown("", row["confirmed_mean"])}
     cost = point.result.cost
+    size = shown("packed_bytes", row["packed_bytes"])
+    beaten = {} if not row["beaten_by"] else {"mind": f"nowhere better than the dense net {row['beaten_by']}"}
     return {
         record.spec.quality: shown("", point.values[0]),
         **confirmed,
         **{name: shown("", value) for name, value in point.test.items()},
-        "packed file": f"{shown('packed_bytes', row['packed_bytes'])} ({row['smaller']:.1f} times smaller than dense)",
-        "latency": f"{row['latency_ms']:.3g} ms, {row['latency_ratio']:.3g} of the dense one's ({reference}), on "
+        "packed file": f"{size} ({row['smaller']:.1f} times smaller than {dense})",
+        "latency": f"{row['latency_ms']:.3g} ms, {row['latency_ratio']:.3g} of {dense}'s, on "
         f"{cost.get('device')}, {cost.get('runtime')}, {cost.get('threads')} thread(s), batch {cost.get('batch_size')}",
+        **beaten,
     }

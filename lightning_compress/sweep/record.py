@@ -10,7 +10,8 @@ from typing import Any, Literal, final
 from lightning_compress.run import traffic
 from lightning_compress.run.result import FILE as FILE_OF_RUN
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import ledger, objective, runs, space
+from lightning_compress.sweep import elsewhere, ledger, objective, runs, space
+from lightning_compress.sweep.elsewhere import Elsewhere
 from lightning_compress.sweep.foresight import Foresight, foresight
 from lightning_compress.sweep.objective import Hypervolume
 from lightning_compress.sweep.spec import StudySpec
@@ -25,7 +26,7 @@ class Point:
     """One trained recipe: `confirmed` holds its quality on fresh seeds, `test` what the test split said.
 
     `epochs` says after how many a trial was stopped, None for one trained in full; what breaks a constraint is not
-    `feasible`.
+    `feasible`; `elsewhere` holds latencies on other devices.
     """
 
     kind: Literal["teacher", "baseline", "trial"]
@@ -38,6 +39,7 @@ class Point:
     test: dict[str, float] = field(default_factory=dict)
     epochs: int | None = None
     feasible: bool = True
+    elsewhere: tuple[Elsewhere, ...] = ()
 
 
 @final
@@ -218,6 +220,8 @@ def row(record: StudyRecord, point: Point) -> dict[str, Any]:
         "params": cost["params"],
         "nonzeros": cost["nonzeros"],
         "relative_bops": cost["relative_bops"],
+        **{f"latency_ms on {one.label}": one.latency_ms for one in point.elsewhere},
+        **{f"faster on {one.label}": 1.0 / one.latency_ratio for one in point.elsewhere},
         "beaten_by": ", ".join(record.beaten_by(point)) if point.kind == "trial" else "",
         **{f"param/{path}": value for path, value in point.params.items()},
     }
@@ -263,6 +267,7 @@ def _point(folder: Path, spec: StudySpec, trial: Trial) -> Point | None:
         test=traffic.test_numbers(place),
         epochs=trial.epochs,
         feasible=trial.feasible,
+        elsewhere=elsewhere.of_run(folder, name),
     )
 
 
@@ -279,6 +284,7 @@ def _dense(folder: Path, spec: StudySpec, kind: Literal["teacher", "baseline"], 
         values=objective.values(result, spec.objectives),
         confirmed=_confirmed(folder, spec, run),
         test=traffic.test_numbers(folder / "runs" / run),
+        elsewhere=elsewhere.of_run(folder, run),
     )
 
 

@@ -79,8 +79,12 @@ class Runs:
     def timing(self, name: str, record: str) -> Job:
         """The job that times what a run exported, beside the reference, and adds it to its file `record`."""
         place = self.place(name)
-        reference = None if self._spec.reference is None else str(self.reference.resolve())
-        arguments = {"folder": str(place.resolve()), "reference": reference, "record": record}
+        reference = reference_file(self.folder.parent, self._spec)
+        arguments = {
+            "folder": str(place.resolve()),
+            "reference": str(reference.resolve()) if reference else None,
+            "record": record,
+        }
         one = min(1.0, self.resources.devices)
         return Job(name, self._tools.timing, arguments, place, replace(self.resources, **_ALONE, devices=one))
 
@@ -90,12 +94,6 @@ class Runs:
         data = self._tools.compose(self._spec.base).get("data")
         arguments = {"folder": str(place.resolve()), "data": data}
         return Job(name, self._tools.test, arguments, place, replace(self.resources, processes=1))
-
-    @property
-    def reference(self) -> Path:
-        """The ONNX file that every latency is measured beside."""
-        index = list(self._spec.baselines).index(self._spec.reference or "")
-        return self.place(f"baseline-{index}") / "model.onnx"
 
     def wandb_id(self, run: Run) -> str:
         """The W&B id of a run."""
@@ -131,6 +129,13 @@ class Runs:
         }
         added = [f"++{override}" for override in space.overrides(forced)]
         return [*self._spec.base, *run.overrides, *space.overrides(labels), *added]
+
+
+def reference_file(folder: Path, spec: StudySpec) -> Path | None:
+    """The ONNX file that every latency of the study in `folder` is measured beside; None: each run's `dense.onnx`."""
+    if spec.reference is None:
+        return None
+    return folder / "runs" / f"baseline-{list(spec.baselines).index(spec.reference)}" / "model.onnx"
 
 
 def finished(folder: Path) -> Result | None:

@@ -1,0 +1,120 @@
+"""What the command line takes: its commands, their options and their examples."""
+
+import argparse
+from pathlib import Path
+
+LAUNCHERS = ("inline", "local", "slurm", "ray")
+LIMITS = (
+    ("--max-bytes", "N", "most bytes of the packed file: 20000 or 20kB"),
+    ("--max-latency", "MS|RATIO", "most milliseconds per batch (0.5ms), or times the dense network's (0.5x)"),
+    ("--min-accuracy", "A", "least quality on the validation split: 0.97 or 97%%"),
+)
+EXAMPLES = {
+    "train": """\
+One run: train under the methods that are switched on, export, check, measure, record.
+
+  lightning-compress train prune=gradual quantize=affine methods.prune.sparsity.last=0.9
+  lightning-compress train experiment=mnist/lenet5_joint seed=1
+  lightning-compress train data=images data.source=photos model._target_=my_package.Net allow=[my_package]
+
+Keys are Hydra overrides: groups are data, model, prune, quantize, distill, optimizer, scheduler; any argument of a
+class can be set (methods.prune.score=squared). The same command resumes an interrupted run.""",
+    "sweep": """\
+A study: a dense teacher, dense baselines, many trials, the Pareto front, confirmation on fresh seeds, a report.
+
+  lightning-compress sweep digits              the study shipped as sweeps/digits.yaml
+  lightning-compress sweep my/study.yaml --dry-run
+  lightning-compress sweep digits --launcher slurm --workers 16
+  lightning-compress sweep status digits
+  lightning-compress sweep stop digits
+  lightning-compress sweep add-workers digits 4
+  lightning-compress sweep resume runs/sweeps/digits
+
+The same command continues an interrupted study and prints the front of a finished one; `resume` does so from the
+study's folder alone, copied to another machine perhaps.""",
+    "dashboard": """\
+Open optuna-dashboard on a study; needs the extra lightning-compress[dashboard].
+
+  lightning-compress dashboard digits --port 8080""",
+    "sync": """\
+Upload a study's offline W&B runs, then verify that history, tables and artifacts arrived.
+
+  lightning-compress sync runs/sweeps/digits""",
+    "export": """\
+Write the ONNX file of a packed model.
+
+  lightning-compress export runs/digits/model.lcz --to model.onnx""",
+    "measure": """\
+Time ONNX files side by side in one call; the first is the reference of the ratios.
+
+  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1""",
+    "report": """\
+Write a study's report again from its results, with what was measured on other devices.
+
+  lightning-compress report digits
+  lightning-compress report digits --latency runs/deploy/digits-trial-7/latency-*.json""",
+    "pick": """\
+Choose the best front point within limits, and write the folder that goes to another device.
+
+  lightning-compress pick digits --max-bytes 20kB --max-latency 0.6x --min-accuracy 0.97
+  lightning-compress pick runs/sweeps/digits --max-latency 0.5ms --to pi
+
+Its predict.py and measure.py need numpy and onnxruntime only: `python predict.py --check` compares with PyTorch on real
+samples, `python measure.py` times it there, and `report --latency` brings that back as a column.""",
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of the command line, with an example of every command in its help."""
+    whole = argparse.ArgumentParser(
+        prog="lightning-compress", description="From a network to a trusted Pareto front: accuracy, bytes, latency."
+    )
+    commands = whole.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    made = {
+        name: commands.add_parser(
+            name,
+            help=text.splitlines()[0],
+            description=text,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        for name, text in EXAMPLES.items()
+    }
+    _of_runs(made)
+    _of_studies(made)
+    return whole
+
+
+def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
+    made["train"].add_argument("overrides", nargs="*", help="key=value")
+    made["train"].add_argument("--out", type=Path, help="folder of the run (default: runs/<name>)")
+    made["train"].add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
+    made["export"].add_argument("packed", type=Path)
+    made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
+    made["export"].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
+                                help="a package of yours that the network comes from")  # fmt: skip
+    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files")
+    for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
+        made["measure"].add_argument(option, type=int, default=default)
+
+
+def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
+    for name in ("train", "sweep", "report", "dashboard", "pick"):
+        made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
+                                help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
+    made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")
+    for name in ("report", "dashboard", "pick"):
+        made[name].add_argument("study", help="name or path of a study file, or a study's folder")
+    for name in ("sweep", "report", "dashboard", "pick"):
+        made[name].add_argument("--out", type=Path, help="folder of the study (default: runs/sweeps/<name>)")
+    made["sweep"].add_argument("--launcher", choices=LAUNCHERS, help="where runs run (default: what the study says)")
+    made["sweep"].add_argument("--workers", type=int, help="runs at once (default: one for each GPU, or core)")
+    made["sweep"].add_argument("--dry-run", action="store_true", help="check the study and say what it takes")
+    made["sweep"].add_argument("--fresh", action="store_true", help="start anew; the old study is kept aside")
+    made["dashboard"].add_argument("--host", default="127.0.0.1")
+    made["dashboard"].add_argument("--port", type=int, default=8080)
+    made["report"].add_argument("--latency", type=Path, nargs="+", default=[], metavar="FILE",
+                                help="latency-*.json that measure.py of a deploy folder wrote")  # fmt: skip
+    for option, form, text in LIMITS:
+        made["pick"].add_argument(option, metavar=form, help=text)
+    made["pick"].add_argument("--to", type=Path, help="the folder to write (default: runs/deploy/<study>-<run>)")

@@ -1,0 +1,1 @@
+"""The folder that goes to another device: model, preprocessing, scripts, checksums."""

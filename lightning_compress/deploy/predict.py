@@ -1,0 +1,66 @@
+"""Classify arrays of pixels with model.onnx; needs numpy and onnxruntime.
+
+python predict.py pixels.npy         label and share of each picture, [number, channels, height, width] as stored
+python predict.py --check            outputs on samples.npz beside those that PyTorch gave
+Add --float-kernels where measure.py found them faster.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+HERE = Path(__file__).resolve().parent
+
+
+def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
+    """Scores [number, classes] of `pixels` [number, ...]."""
+    facts, options = json.loads((HERE / "preprocessing.json").read_text()), onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.x64quantprecision", "1")  # int8 sums must not saturate on older CPUs
+    if kernels == "float":
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
+    if list(pixels.shape[1:]) != facts["input_shape"]:
+        raise ValueError(f"expected pixels of shape [number, *{facts['input_shape']}], got {list(pixels.shape)}")
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(
+        str(HERE / "model.onnx"), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+    )
+    mean, std = (np.array(facts[name]).reshape([-1] + [1] * (pixels.ndim - 2)) for name in ("mean", "std"))
+    scale, shift = (facts["pixel_scale"] / std).astype(np.float32), (-mean / std).astype(np.float32)
+    scores: np.ndarray = session.run(None, {session.get_inputs()[0].name: pixels.astype(np.float32) * scale + shift})[0]
+    return scores
+
+
+def check(kernels: str) -> str:
+    """Compare with PyTorch on real samples; an error where the gap is more than rounding explains."""
+    with np.load(HERE / "samples.npz") as samples:
+        expected, limit = samples["outputs"], float(samples["tolerance"])
+        error = np.abs(predict(samples["pixels"], kernels) - expected)
+    gap = float(error.mean() / np.abs(expected).mean())
+    told = f"{len(expected)} samples: largest gap to PyTorch {error.max():.3g}, mean {gap:.3g} of the outputs' size"
+    if not gap <= limit:
+        raise ValueError(f"{told}, of which rounding explains {limit:.3g}")
+    return f"{told} (at most {limit:.3g}): the same model"
+
+
+def main() -> None:
+    """Read the command line."""
+    kernels = "float" if "--float-kernels" in sys.argv else "integer"
+    files = [word for word in sys.argv[1:] if word not in ("--float-kernels", "--check")]
+    if "--check" in sys.argv:
+        print(check(kernels))
+    elif len(files) == 1:
+        labels = json.loads((HERE / "labels.json").read_text())
+        for row in predict(np.load(files[0]), kernels):
+            print(labels[int(row.argmax())], f"{1 / np.exp(row - row.max()).sum():.3f}")
+    else:
+        raise ValueError("expected one .npy file of pixels, or --check")
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:  # onnxruntime's errors have no base class of their own
+        sys.exit(f"error: {' '.join(str(error).split())}")
