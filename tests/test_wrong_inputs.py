@@ -109,7 +109,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "phase method": (["prune=gradual", "phases=[{methods:[prunes]}]"], ["'prunes'", "did you mean 'prune'?"]),
     "sparsity": (["prune=gradual", "methods.prune.sparsity.last=1.5"], ["sparsity", "[0, 1)", "got 1.5"]),
     "1 bit": (["quantize=affine", "methods.quantize.weight_bits=1"], ["weight_bits: expected 2 to 8 bits", "got 1"]),
-    "9 bits": (["quantize=affine", "methods.quantize.activation_bits=9"], ["activation_bits: Observed takes 1 to 8 bits", "got 9"]),
+    "9 bits": (
+        ["quantize=affine", "methods.quantize.activation_bits=9"],
+        ["activation_bits: Observed takes 1 to 8 bits", "got 9"],
+    ),
     "temperature": ([*TEACHER, "methods.distill.temperature=-2"], ["temperature must be positive, got -2"]),
     "order": (
         [f"+methods.first={{_target_:{QUANTIZE}}}", f"+methods.second={{_target_:{PRUNE},sparsity:0.5}}"],
