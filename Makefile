@@ -14,7 +14,7 @@ sweep: .venv/ready
 	$(BIN)/lightning-compress sweep digits
 
 test: .venv/ready
-	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup
 
 lint: .venv/ready
 	$(BIN)/ruff check .

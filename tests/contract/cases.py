@@ -3,11 +3,12 @@
 import functools
 import itertools
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
@@ -189,6 +190,24 @@ _NAMES = [names for size in range(len(_FAMILIES) + 1) for names in itertools.com
 SUBSETS = {"+".join(names) or "none": _combined(names) for names in _NAMES}
 CASES = ROWS | SUBSETS | {"mlp:prune+channel+share+quantize+distill": _combined(list(_FAMILIES), mlp)}
 ALL = "prune+channel+share+quantize+distill"
+
+
+def each(names: Iterable[str]) -> pytest.MarkDecorator:
+    """A test for each name, those of one name in one process, as a case is trained once in each; mixtures are slow."""
+    return pytest.mark.parametrize(
+        "name",
+        [
+            pytest.param(
+                name, marks=[pytest.mark.xdist_group(name), *([pytest.mark.slow] if _is_mixture(name) else [])]
+            )
+            for name in names
+        ],
+    )
+
+
+def _is_mixture(name: str) -> bool:
+    """Three families or four; pairs and all together show most of what can go wrong."""
+    return name in SUBSETS and 3 <= name.count("+") + 1 < len(_FAMILIES)
 
 
 @functools.cache

@@ -6,7 +6,7 @@ import torch
 from lightning_compress.export import onnx, packed, runtime, verify
 from tests.contract import cases
 
-every_case = pytest.mark.parametrize("name", cases.CASES)
+every_case = cases.each(cases.CASES)
 
 
 @every_case
