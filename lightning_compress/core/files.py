@@ -1,5 +1,6 @@
-"""Files that a reader finds whole, old or new, and never half written."""
+"""Files that a reader finds whole, old or new, and never half written, and by which hash they are known."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,9 @@ def write_json(path: Path, data: Any, *, sort_keys: bool = True) -> None:
         OSError: what `write_text` raises.
     """
     write_text(path, json.dumps(data, indent=1, sort_keys=sort_keys, allow_nan=False) + "\n")
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

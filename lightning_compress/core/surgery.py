@@ -1,8 +1,8 @@
 """Operations on a live module tree: replace a submodule, put a child on an input or output, make a plain copy."""
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, final
 
 import torch
@@ -165,6 +165,33 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, mode in modes.items():
             module.training = mode
+
+
+@torch.no_grad()
+def watched(
+    model: nn.Module,
+    example: Any,
+    watch: AbstractContextManager[Any],
+    *,
+    before: Mapping[str, Callable[..., None]],
+    after: Mapping[str, Callable[..., None]],
+) -> None:
+    """Run `example` once in eval mode inside `watch`, calling hooks `before` and `after` the modules of those names.
+
+    >>> from contextlib import nullcontext
+    >>> seen = []
+    >>> watched(nn.ReLU(), torch.ones(1), nullcontext(), before={}, after={"": lambda *_: seen.append(1)})
+    >>> seen
+    [1]
+    """
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook) for name, hook in before.items()]
+    handles += [model.get_submodule(name).register_forward_hook(hook) for name, hook in after.items()]
+    try:
+        with evaluating(model), watch:
+            model(example)
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @torch.no_grad()

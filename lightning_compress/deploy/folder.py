@@ -1,6 +1,5 @@
 """Writing the folder that goes to another device, and seeing that it computes what PyTorch computed."""
 
-import hashlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from lightning_compress.core.files import write_json, write_text
+from lightning_compress.core.files import sha256, write_json, write_text
 from lightning_compress.data.labelled import LabelledData
 from lightning_compress.export import runtime, verify
 from lightning_compress.run import build, measure
@@ -78,12 +77,6 @@ def write(run: Path, dense: Path, to: Path, about: About) -> dict[str, float]:
         for file in (*written, CHECKSUMS):
             (staged / file).replace(to / file)
     return gap
-
-
-def sha256(path: Path) -> str:
-    """Checksum of a file, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _refuse(to: Path, model: str) -> None:

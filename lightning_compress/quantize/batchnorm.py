@@ -26,18 +26,11 @@ def pairs(model: nn.Module, example: Any) -> dict[str, str]:
     {'1': '0'}
     """
     watch = _Watch()
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, WEIGHTED):
-            handles.append(module.register_forward_hook(partial(watch.written, name)))
-        elif isinstance(module, _BatchNorm) and module.track_running_stats and module.affine:
-            handles.append(module.register_forward_pre_hook(partial(watch.read, name)))
-    try:
-        with surgery.evaluating(model), torch.no_grad(), watch:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    modules = dict(model.named_modules())
+    norms = [n for n, m in modules.items() if isinstance(m, _BatchNorm) and m.track_running_stats and m.affine]
+    layers = [name for name, module in modules.items() if isinstance(module, WEIGHTED)]
+    before = {name: partial(watch.read, name) for name in norms}
+    surgery.watched(model, example, watch, before=before, after={name: partial(watch.written, name) for name in layers})
     return watch.pairs()
 
 

@@ -38,17 +38,8 @@ def found(model: nn.Module, example: Any, layers: list[str]) -> dict[str, list[s
     {'first': ['second'], 'second': []}
     """
     watch = _Watch()
-    handles = []
-    for name, module in model.named_modules():
-        handles.append(module.register_forward_hook(partial(watch.written, name)))
-        if name in layers:
-            handles.append(module.register_forward_pre_hook(partial(watch.read, name)))
-    try:
-        with surgery.evaluating(model), torch.no_grad(), watch:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    after = {name: partial(watch.written, name) for name, _ in model.named_modules()}
+    surgery.watched(model, example, watch, before={name: partial(watch.read, name) for name in layers}, after=after)
     return watch.found()
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, final
 
-from lightning_compress.core.files import write_json
+from lightning_compress.core.files import sha256, write_json
 from lightning_compress.sweep.runs import reference_file
 from lightning_compress.sweep.spec import StudySpec
 
@@ -52,7 +52,7 @@ def bring(folder: Path, spec: StudySpec, files: Sequence[Path]) -> list[Elsewher
         ValueError: a file is damaged, or its models are not those of the study; then nothing is kept.
         FileNotFoundError: there is no such file.
     """
-    models = {_sha256(path): path.parent.name for path in sorted((folder / "runs").glob("*/model.onnx"))}
+    models = {sha256(path): path.parent.name for path in sorted((folder / "runs").glob("*/model.onnx"))}
     found = [_owned(folder, spec, file, models) for file in files]
     for one in found:
         key = hashlib.sha256(f"{one.run} {one.label}".encode()).hexdigest()[:12]
@@ -64,7 +64,7 @@ def of_run(folder: Path, run: str) -> tuple[Elsewhere, ...]:
     """The latencies kept of a run, by device; those of a file that the run no longer has say nothing about it."""
     kept = [read(path) for path in sorted((folder / FOLDER).glob(f"{run}-*.json"))]
     model = folder / "runs" / run / "model.onnx"
-    own = _sha256(model) if kept and model.exists() else ""
+    own = sha256(model) if kept and model.exists() else ""
     return tuple(sorted((one for one in kept if one.model_sha256 == own), key=lambda one: one.label))
 
 
@@ -104,14 +104,9 @@ def _owned(folder: Path, spec: StudySpec, file: Path, models: dict[str, str]) ->
         )
     run = models[one.model_sha256]
     dense = reference_file(folder, spec) or folder / "runs" / run / "dense.onnx"
-    if not dense.exists() or one.dense_sha256 != _sha256(dense):
+    if not dense.exists() or one.dense_sha256 != sha256(dense):
         raise ValueError(
             f"{file}: the dense.onnx that was measured beside (sha256 {one.dense_sha256[:12]}) is not {dense}: "
             "ratios to another network cannot be compared; measure with the deploy folder as it was written"
         )
     return Elsewhere(**{**asdict(one), "run": run})
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -15,6 +15,7 @@ import onnxruntime
 import pytest
 import torch
 
+from lightning_compress.core.files import sha256
 from lightning_compress.data.digits import Digits
 from lightning_compress.data.labelled import Batching, LabelledData
 from lightning_compress.data.samples import Samples
@@ -156,7 +157,7 @@ def test_measure_writes_what_it_found(elsewhere: Path) -> None:
     assert found["kernels"] in ("integer", "float")
     assert 0 < found["latency_p10_ms"] <= found["latency_ms"] <= found["latency_p90_ms"]
     for name in ("model", "dense"):
-        assert found[f"{name}_sha256"] == deploy.sha256(elsewhere / f"{name}.onnx")
+        assert found[f"{name}_sha256"] == sha256(elsewhere / f"{name}.onnx")
     (elsewhere / "dense.onnx").unlink()
     assert "dense.onnx" in _refused(elsewhere, "measure.py", *words)
     assert "from 1 up" in _refused(elsewhere, "measure.py", "--rounds", 0)
