@@ -23,8 +23,12 @@ class BayesianBits(Method):
     inputs, of their layer's share of the largest layer's multiply-accumulates times the expected bits 2 q_2 +
     4 q_2 q_4 + 8 q_2 q_4 q_8, where a q is the probability that a gate is open. All gates start with the logit
     `initial`. From progress `fix` on, a gate is open for good unless its probability of being zero is more than 0.34,
-    and only weights and ranges are trained. `gate_lr` is the learning rate of the gates, `lr` that of the ranges (None:
-    the optimizer's). A channel that goes stays as zeros: with `prune=False` none does.
+    and only weights and ranges are trained. A channel that goes stays as zeros, which saves bytes but no bit
+    operations; with `prune=False` none does.
+
+    `gate_lr` is the learning rate of the gates, `lr` that of the ranges (None: the optimizer's). A gate shuts at a
+    logit of about -1: with Adam, whose steps are as long as the learning rate, `gate_lr` times the steps up to `fix`
+    has to be several times the way there.
 
     Raises:
         ValueError: a setting out of range, no example, a codebook below with `prune=True`, or no layer matched.

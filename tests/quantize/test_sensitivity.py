@@ -18,7 +18,7 @@ from lightning_compress.quantize.uniform import Uniform
 
 def exact(loss: Any, *leaves: Tensor) -> tuple[list[float], list[float]]:
     """Traces of the blocks of the Hessian, from the Hessian itself, and the standard deviation of one probe of each."""
-    blocks: Any = torch.autograd.functional.hessian(loss, leaves)
+    blocks: Any = torch.autograd.functional.hessian(loss, leaves)  # type: ignore[no-untyped-call]
     sizes = [leaf.numel() for leaf in leaves]
     flat = [[blocks[i][j].reshape(a, b) for j, b in enumerate(sizes)] for i, a in enumerate(sizes)]
     spreads = []
@@ -81,7 +81,7 @@ def test_the_best_of_all_choices_is_found(seed: int) -> None:
     every = [dict(zip(names, bits, strict=True)) for bits in itertools.product(choices, repeat=5)]
 
     def total(table: Any, bits: dict[str, int]) -> float:
-        return sum(table[name][number] for name, number in bits.items())
+        return float(sum(table[name][number] for name, number in bits.items()))
 
     best = min(total(losses, bits) for bits in every if total(costs, bits) <= budget)
     found = allocate(losses, costs, budget)
