@@ -208,12 +208,13 @@ def plain(model: nn.Module) -> nn.Module:
     True
     """
     twin = copy.deepcopy(model)
-    for module in list(twin.modules()):
-        take_from_input(module)
-        take_from_output(module)
-        remove_taps(module)
-        if parametrize.is_parametrized(module):
-            _fold(module)
+    with evaluating(twin):  # a weight that is drawn at random in training would draw here too
+        for module in list(twin.modules()):
+            take_from_input(module)
+            take_from_output(module)
+            remove_taps(module)
+            if parametrize.is_parametrized(module):
+                _fold(module)
     return twin
 
 

@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from lightning_compress.core import surgery
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored, along
 from lightning_compress.quantize import affine
@@ -240,3 +242,31 @@ def spread(values: Tensor, weight: Tensor, axis: int | None, group_size: int | N
         return along(values, axis, weight.dim())
     wide = values.repeat_interleave(group_size, dim=1)[:, : weight.shape[1]]
     return wide.reshape(*wide.shape, *[1] * (weight.dim() - 2))
+
+
+def pooled(seen: Tensor) -> Tensor:
+    """What was seen in all batches or on all ranks ([number, layers, 3]): least minimum, greatest maximum, mean.
+
+    >>> pooled(torch.tensor([[[-1.0, 1.0, 0.5]], [[0.0, 3.0, 1.5]]]))
+    tensor([[-1.,  3.,  1.]])
+    """
+    return torch.stack([seen[..., 0].amin(0), seen[..., 1].amax(0), seen[..., 2].mean(0)], dim=1)
+
+
+def on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
+    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be.
+
+    >>> from lightning_compress.quantize.uniform import Uniform
+    >>> layer = nn.Linear(2, 2)
+    >>> on_weight(layer, Uniform(4)) is layer.parametrizations.weight[0]
+    True
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if surgery.codebook_on(layer, "weight"):
+        quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
+    quantizer.to(weight.device).start(weight.detach())
+    parametrize.register_parametrization(layer, "weight", quantizer)
+    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
+        parametrize.register_parametrization(layer, "weight", mask)
+    return quantizer

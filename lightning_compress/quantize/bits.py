@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.quantize.sensitivity import Sensitivity
 
-Bits = int | Schedule | Mapping[str, int | Schedule | None] | None
+Bits = int | Schedule | Mapping[str, int | Schedule | None] | Sensitivity | None
 
 
 def check(name: str, bits: Bits, make: Callable[[int], Any]) -> None:
@@ -17,7 +18,10 @@ def check(name: str, bits: Bits, make: Callable[[int], Any]) -> None:
 
     >>> check("weight_bits", {"conv": 4, "": None}, int)
     """
-    for value in bits.values() if isinstance(bits, Mapping) else [bits]:
+    values: Sequence[Any] = [bits]
+    if isinstance(bits, Mapping | Sensitivity):
+        values = bits.choices if isinstance(bits, Sensitivity) else list(bits.values())
+    for value in values:
         if value is None:
             continue
         for progress in (0.0, 1.0):
@@ -39,12 +43,16 @@ def at(schedule: Schedule, progress: float) -> int:
 def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedule]:
     """The schedule of each of `layers` that has bits; of a mapping, the first pattern found in the layer's name counts.
 
+    Bits that are still to be chosen are the most that they can be.
+
     Raises:
         ValueError: a layer that no pattern is found in, or a pattern found in no layer.
 
     >>> sorted(of_layers("weight_bits", {"fc": None, "": 4}, ["conv", "fc"]))
     ['conv']
     """
+    if isinstance(bits, Sensitivity):
+        bits = max(bits.choices)
     if not isinstance(bits, Mapping):
         return {} if bits is None else dict.fromkeys(layers, as_schedule(bits))
     shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")

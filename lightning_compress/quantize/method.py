@@ -1,19 +1,20 @@
 """`Quantize`: quantization-aware training of weights and activations."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.utils import parametrize
+from torch import nn
 
 from lightning_compress.core import select, surgery
 from lightning_compress.core.method import Compact, Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.stored import Stored
 from lightning_compress.quantize import batchnorm, bits, named, outputs, uniform
-from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer
+from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, on_weight, pooled
+from lightning_compress.quantize.sensitivity import Sensitivity
 
 #: Of what is added up: the stream of a residual net adds the rounding errors of all its blocks.
 _OUTPUT_BITS = 8
@@ -24,10 +25,10 @@ class Quantize(Method):
     """Fake-quantizes weights and layer inputs in training, and deploys what training computed (arXiv 1712.05877).
 
     Bits are a number, a schedule of progress, a mapping from patterns of layer names to these (the first that is found
-    in the name counts), or None for float. `weights` and `activations` name the quantizers (a key of
-    quantize/named.py or a dotted path), and the `_options` are their arguments. `ends` gives the first and the last
-    layer of the network so many bits, by uniform quantizers where the named ones cannot take them;
-    `exclude=["<first>", "<last>"]` leaves them alone.
+    in the name counts), or None for float; those of weights may be left to a `Sensitivity`. `weights` and `activations`
+    name the quantizers (a key of quantize/named.py or a dotted path), and the `_options` are their arguments. `ends`
+    gives the first and the last layer of the network so many bits, by uniform quantizers where the named ones cannot
+    take them; `exclude=["<first>", "<last>"]` leaves them alone.
 
     Quantization begins at progress `start`; input ranges start from `calibration_batches` and, where they are observed,
     follow the batches until `freeze`. From `freeze_batchnorm` on, batch norms use their running statistics in training
@@ -129,9 +130,7 @@ class Quantize(Method):
         for kind, wanted in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
             found = bits.of_layers(kind, wanted, names)
             self._schedules[kind] = found | {name: as_schedule(ends[name]) for name in ends.keys() & found.keys()}
-        for name, schedule in self._schedules["weight_bits"].items():
-            make = named.able(self._make_weight, ends.get(name), uniform.Uniform)
-            self._weights[name] = _on_weight(layers[name], make(bits.at(schedule, 0.0)))
+        self._put_on_weights(layers, ends)
         if self.outputs:
             self._put_on_outputs(model, example)
         for name in [name for name in layers if name in self._schedules["activation_bits"]]:
@@ -143,6 +142,14 @@ class Quantize(Method):
             self._norms.put_on(model)
         self._switch(active=self.start == 0.0, observing=True)
         return model
+
+    def _put_on_weights(self, layers: dict[str, nn.Module], ends: dict[str, int]) -> None:
+        for name, schedule in self._schedules["weight_bits"].items():
+            make = named.able(self._make_weight, ends.get(name), uniform.Uniform)
+            self._weights[name] = on_weight(layers[name], make(bits.at(schedule, 0.0)))
+        if isinstance(self.weight_bits, Sensitivity):  # what it chooses is kept by the quantizers alone
+            given = self._schedules["weight_bits"]
+            self._schedules["weight_bits"] = {name: given[name] for name in ends}
 
     def _put_on_outputs(self, model: nn.Module, example: Any) -> None:
         """Put quantizers on outputs that need them, and let layers that have 8 bits all along read these."""
@@ -172,11 +179,25 @@ class Quantize(Method):
 
         A range is the widest of those batches'.
         """
-        self._start_weights(model)
-        if not self._inputs:
-            return
         active = self._active
         self._switch(active=False, observing=True)
+        if isinstance(self.weight_bits, Sensitivity):
+            self._choose(model, batches, self.weight_bits)
+        if self._inputs:
+            self._calibrate(model, batches)
+        self._switch(active=active, observing=True)
+        self._start_weights(model)
+
+    def _choose(self, model: nn.Module, batches: Iterable[Any], wanted: Sensitivity) -> None:
+        given, reads = (
+            {name: bits.at(schedule, 1.0) for name, schedule in self._schedules[kind].items()}
+            for kind in ("weight_bits", "activation_bits")
+        )
+        reads |= dict.fromkeys(itertools.chain.from_iterable(self._readers.values()), _OUTPUT_BITS)
+        for name, chosen in wanted.choose(model, self._weights, batches, given=given, reads=reads).items():
+            self._weights[name].set_bits(chosen)
+
+    def _calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
         quantizers = list(self._inputs.values())
         seen = []
         with surgery.evaluating(model):
@@ -187,9 +208,8 @@ class Quantize(Method):
                 seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
         if not seen:
             raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
-        for quantizer, row in zip(quantizers, _pooled(torch.stack(seen)), strict=True):
+        for quantizer, row in zip(quantizers, pooled(torch.stack(seen)), strict=True):
             quantizer.start(row)
-        self._switch(active=active, observing=True)
 
     def _start_weights(self, model: nn.Module) -> None:
         for name, quantizer in self._weights.items():
@@ -217,11 +237,11 @@ class Quantize(Method):
 
     def _set_bits(self, progress: float) -> None:
         for kind, quantizers in (("weight_bits", self._weights), ("activation_bits", self._inputs)):
-            for name, quantizer in quantizers.items():
-                wanted = bits.at(self._schedules[kind][name], progress)
+            for name, schedule in self._schedules[kind].items():
+                wanted = bits.at(schedule, progress)
                 if self._bits_now.get((kind, name)) != wanted:
                     self._bits_now[kind, name] = wanted
-                    quantizer.set_bits(wanted)
+                    quantizers[name].set_bits(wanted)
 
     @torch.no_grad()
     def _follow(self, progress: float) -> None:
@@ -232,7 +252,7 @@ class Quantize(Method):
         if dist.is_available() and dist.is_initialized():
             ranks = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
             dist.all_gather(ranks, seen)
-            seen = _pooled(torch.stack(ranks))
+            seen = pooled(torch.stack(ranks))
         for kind in dict.fromkeys(type(quantizer) for quantizer in quantizers):
             rows = [number for number, quantizer in enumerate(quantizers) if type(quantizer) is kind]
             kind.follow([quantizers[number] for number in rows], seen[rows])
@@ -276,21 +296,3 @@ class Quantize(Method):
         for layer in layers:
             surgery.put_on_input(model.get_submodule(layer), child)
         return places + [surgery.dotted(layer, surgery.INPUT_CHILD) for layer in layers]
-
-
-def _pooled(seen: Tensor) -> Tensor:
-    """What was seen in all batches or on all ranks ([number, layers, 3]): least minimum, greatest maximum, mean."""
-    return torch.stack([seen[..., 0].amin(0), seen[..., 1].amax(0), seen[..., 2].mean(0)], dim=1)
-
-
-def _on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
-    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if surgery.codebook_on(layer, "weight"):
-        quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
-    quantizer.to(weight.device).start(weight.detach())
-    parametrize.register_parametrization(layer, "weight", quantizer)
-    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
-        parametrize.register_parametrization(layer, "weight", mask)
-    return quantizer

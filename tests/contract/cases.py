@@ -22,6 +22,8 @@ from lightning_compress.distill.method import Distill
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
+from lightning_compress.quantize.mixed import BayesianBits
+from lightning_compress.quantize.sensitivity import Sensitivity
 from lightning_compress.share.method import Share
 
 EPOCHS, BATCHES = 4, 6
@@ -81,7 +83,10 @@ def _distill() -> Distill:
 
 @dataclass(frozen=True)
 class Case:
-    """A list of methods and what its finalized model must show; sparsity is per layer unless `overall`."""
+    """A list of methods and what its finalized model must show; sparsity is per layer unless `overall`.
+
+    Bits that are chosen from `choices`, layer by layer, are at most `weight_bits` and `activation_bits`.
+    """
 
     build: Callable[[], Sequence[Method]]
     net: Callable[[], nn.Module] = conv_net
@@ -93,6 +98,7 @@ class Case:
     weight_bits: int = 32
     activation_bits: int = 32
     full_range: bool = True
+    choices: tuple[int, ...] = ()
 
 
 ROWS: dict[str, Case] = {
@@ -167,6 +173,21 @@ ROWS: dict[str, Case] = {
         clusters=16,
         weight_bits=6,
         activation_bits=8,
+    ),
+    "quantize-sensitivity": Case(
+        lambda: [Quantize(Sensitivity(weight_bytes=900, probes=2), 8, weights="lsq")],
+        weight_bits=8,
+        activation_bits=8,
+        full_range=False,
+        choices=(2, 4, 8),
+    ),
+    "prune-bayesian-bits": Case(
+        lambda: [_prune(), BayesianBits(0.1, fix=0.6, initial=0.0, gate_lr=0.1)],
+        sparsity=0.6,
+        weight_bits=8,
+        activation_bits=8,
+        full_range=False,
+        choices=(2, 4, 8),
     ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),

@@ -220,3 +220,18 @@ def test_a_child_on_an_output_is_part_of_the_model_until_it_is_taken_off() -> No
     surgery.take_from_output(net[1])
     surgery.take_from_output(net[1])
     assert torch.equal(net(inputs), before)
+
+
+def test_a_plain_copy_draws_nothing() -> None:
+    class Noise(nn.Module):
+        def forward(self, weight: torch.Tensor) -> torch.Tensor:
+            return weight + torch.rand_like(weight) if self.training else 2.0 * weight
+
+    layer: Any = nn.Sequential(nn.Linear(2, 2))
+    parametrize.register_parametrization(layer[0], "weight", Noise())
+    state = torch.get_rng_state()
+    twin: Any = surgery.plain(layer)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(twin[0].weight, 2.0 * layer[0].parametrizations.weight.original)
+    assert twin.training
+    assert twin[0].training
