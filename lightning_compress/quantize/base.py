@@ -6,7 +6,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
+from lightning_compress.core import surgery
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored, along
 from lightning_compress.quantize import affine
@@ -240,3 +242,23 @@ def spread(values: Tensor, weight: Tensor, axis: int | None, group_size: int | N
         return along(values, axis, weight.dim())
     wide = values.repeat_interleave(group_size, dim=1)[:, : weight.shape[1]]
     return wide.reshape(*wide.shape, *[1] * (weight.dim() - 2))
+
+
+def put_on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
+    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be.
+
+    >>> class Same(WeightQuantizer):
+    ...     def quantize(self, weight):
+    ...         return weight
+    >>> put_on_weight(nn.Linear(1, 1), Same(8, "symmetric")).bits
+    8
+    """
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    if surgery.codebook_on(layer, "weight"):
+        quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
+    quantizer.to(weight.device).start(weight.detach())
+    parametrize.register_parametrization(layer, "weight", quantizer)
+    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
+        parametrize.register_parametrization(layer, "weight", mask)
+    return quantizer

@@ -1,19 +1,19 @@
-"""`Quantize`: quantization-aware training of weights and activations."""
+"""`Quantize`: quantization of weights and activations, in training or after it."""
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.utils import parametrize
+from torch import nn
 
 from lightning_compress.core import select, surgery
 from lightning_compress.core.method import Compact, Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.stored import Stored
-from lightning_compress.quantize import batchnorm, bits, named, outputs, uniform
-from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer
+from lightning_compress.quantize import batchnorm, bits, named, outputs, posttraining, seen, uniform
+from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, put_on_weight
 
 #: Of what is added up: the stream of a residual net adds the rounding errors of all its blocks.
 _OUTPUT_BITS = 8
@@ -36,6 +36,9 @@ class Quantize(Method):
 
     With `outputs`, what goes into additions, concatenations and averages has 8 bits too (quantize/outputs.py), so that
     a runtime computes these in integers; the quantizer of a layer with 8-bit inputs then sits where they come from.
+
+    For trained weights there are `calibration`, which chooses the ranges of inputs, `equalize`, `adaround` (steps for
+    each layer) and `correct_bias` (quantize/posttraining.py); with them a run of no epochs is enough.
 
     Raises:
         ValueError: bits or options that a quantizer does not take, nothing to quantize, or no layer matched.
@@ -62,6 +65,10 @@ class Quantize(Method):
         freeze: float = 1.0,
         freeze_batchnorm: float = 1.0,
         calibration_batches: int = 4,
+        calibration: str | seen.Choose = "min_max",
+        equalize: bool = False,
+        adaround: int = 0,
+        correct_bias: bool = False,
         lr: float | None = None,
         decay: float | None = 0.0,
         select: str = "",
@@ -79,6 +86,11 @@ class Quantize(Method):
                 "Quantize: start, freeze and freeze_batchnorm lie in [0, 1], freeze not before start, "
                 f"got {start=}, {freeze=}, {freeze_batchnorm=}"
             )
+        self._steps = posttraining.PostTraining(
+            calibration, equalize=equalize, adaround=adaround, correct_bias=correct_bias
+        )
+        if self._steps.refines and (start > 0.0 or weight_bits is None):
+            raise ValueError(f"Quantize: adaround and correct_bias need weight_bits and start=0; got {start=}")
         self._make_weight = named.maker("weights", weights, WeightQuantizer, weight_options)
         self._make_input = named.maker("activations", activations, InputQuantizer, activation_options)
         bits.check("weight_bits", weight_bits, self._make_weight)
@@ -119,6 +131,7 @@ class Quantize(Method):
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Put quantizers on the selected layers' weights and inputs."""
         layers = select.layers(model, owner="Quantize", select=self.select, exclude=self.exclude)
+        self._steps.even_out(model, example)
         if example is not None:
             self._pairs = batchnorm.pairs(model, example)
         names = list(layers)
@@ -131,7 +144,8 @@ class Quantize(Method):
             self._schedules[kind] = found | {name: as_schedule(ends[name]) for name in ends.keys() & found.keys()}
         for name, schedule in self._schedules["weight_bits"].items():
             make = named.able(self._make_weight, ends.get(name), uniform.Uniform)
-            self._weights[name] = _on_weight(layers[name], make(bits.at(schedule, 0.0)))
+            self._weights[name] = put_on_weight(layers[name], make(bits.at(schedule, 0.0)))
+        self._steps.check(model, self._weights)
         if self.outputs:
             self._put_on_outputs(model, example)
         for name in [name for name in layers if name in self._schedules["activation_bits"]]:
@@ -170,26 +184,20 @@ class Quantize(Method):
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Start anew from what other methods made of the weights; calibrate inputs on a few batches of the float model.
 
-        A range is the widest of those batches'.
+        Then rounding is learned and mean errors are corrected, where these were asked for.
         """
         self._start_weights(model)
-        if not self._inputs:
+        if not (self._inputs or self._steps.refines):
             return
+        shown = [batch[0] for batch in itertools.islice(batches, self.calibration_batches)]
+        if not shown:
+            raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
         active = self._active
         self._switch(active=False, observing=True)
-        quantizers = list(self._inputs.values())
-        seen = []
-        with surgery.evaluating(model):
-            for quantizer in quantizers:
-                quantizer.train()
-            for _, batch in zip(range(self.calibration_batches), batches, strict=False):
-                model(batch[0])
-                seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
-        if not seen:
-            raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
-        for quantizer, row in zip(quantizers, _pooled(torch.stack(seen)), strict=True):
-            quantizer.start(row)
+        self._steps.calibrate(model, list(self._inputs.values()), shown)
+        reference = surgery.plain(model) if self._steps.refines else model
         self._switch(active=active, observing=True)
+        self._steps.refine(model, reference, self._weights, {v: k for k, v in self._pairs.items()}, shown)
 
     def _start_weights(self, model: nn.Module) -> None:
         for name, quantizer in self._weights.items():
@@ -228,14 +236,14 @@ class Quantize(Method):
         quantizers = [quantizer for quantizer in self._inputs.values() if quantizer.observing]
         if not quantizers:
             return
-        seen = torch.stack([quantizer.seen for quantizer in quantizers])
+        found = torch.stack([quantizer.seen for quantizer in quantizers])
         if dist.is_available() and dist.is_initialized():
-            ranks = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
-            dist.all_gather(ranks, seen)
-            seen = _pooled(torch.stack(ranks))
+            ranks = [torch.empty_like(found) for _ in range(dist.get_world_size())]
+            dist.all_gather(ranks, found)
+            found = seen.pooled(torch.stack(ranks))
         for kind in dict.fromkeys(type(quantizer) for quantizer in quantizers):
             rows = [number for number, quantizer in enumerate(quantizers) if type(quantizer) is kind]
-            kind.follow([quantizers[number] for number in rows], seen[rows])
+            kind.follow([quantizers[number] for number in rows], found[rows])
         if progress >= self.freeze and self.freeze < 1.0:
             self._switch(active=self._active, observing=False)
 
@@ -276,21 +284,3 @@ class Quantize(Method):
         for layer in layers:
             surgery.put_on_input(model.get_submodule(layer), child)
         return places + [surgery.dotted(layer, surgery.INPUT_CHILD) for layer in layers]
-
-
-def _pooled(seen: Tensor) -> Tensor:
-    """What was seen in all batches or on all ranks ([number, layers, 3]): least minimum, greatest maximum, mean."""
-    return torch.stack([seen[..., 0].amin(0), seen[..., 1].amax(0), seen[..., 2].mean(0)], dim=1)
-
-
-def _on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
-    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be."""
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if surgery.codebook_on(layer, "weight"):
-        quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
-    quantizer.to(weight.device).start(weight.detach())
-    parametrize.register_parametrization(layer, "weight", quantizer)
-    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
-        parametrize.register_parametrization(layer, "weight", mask)
-    return quantizer

@@ -123,7 +123,7 @@ def test_trainer_arguments() -> None:
     [
         (["prune"], "must be like"),
         ({"epoch": 1}, "did you mean 'epochs'"),
-        ({"epochs": 0}, "a count from 1 up; got 0"),
+        ({"epochs": -1}, "a count from 0 up; got -1"),
         ({"methods": "prune"}, "must be a list of names; got 'prune'"),
         ({"methods": ["quantize"]}, "no 'quantize' in the methods that are on: it has prune"),
     ],
