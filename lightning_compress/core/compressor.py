@@ -87,7 +87,7 @@ class Compressor(nn.Module):
         Where nothing `trains`, the schedules are at their ends from the start: what they ask for has to happen here.
 
         Raises:
-            NoEffectError: without training, a schedule asks for something and the method did nothing.
+            NoEffectError: without training, a method did nothing.
         """
         if self.prepared:
             return
@@ -102,6 +102,9 @@ class Compressor(nn.Module):
         self.prepared = True
         if not trains:
             self._check_effects(model, self.progress)
+            idle = ", ".join(type(self._all()[index]).__name__ for index in self._unsettled)
+            if idle:
+                raise NoEffectError(f"{idle} had no effect: it acts in training, and there are no epochs")
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of the methods' own learnables."""

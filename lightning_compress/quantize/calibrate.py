@@ -71,7 +71,7 @@ def entropy(seen: Seen, top: int) -> tuple[float, float]:
     """The range that loses least information: TensorRT's calibration (Migacz, GTC 2017, "8-bit inference").
 
     What is beyond a candidate's range is counted in its outermost bins; the least divergence of Kullback and Leibler
-    between that and what `merged` leaves of the bins wins. The bin of zero counts as the next one does, as in NVIDIA's
+    between that and what `_merged` leaves of the bins wins. The bin of zero counts as the next one does, as in NVIDIA's
     pytorch-quantization: zero is exact in any range, and after ReLU its bin would outweigh all others.
 
     >>> few = torch.tensor([1e5, 9e4, 8e4, 7e4] * 4 + [0.0] * 15 + [1.0])
@@ -92,16 +92,16 @@ def entropy(seen: Seen, top: int) -> tuple[float, float]:
         whole = inside.clone()
         whole[0] += counts[:first].sum()
         whole[-1] += counts[last:].sum()
-        loss = divergence(whole, merged(inside, top + 1))
+        loss = _divergence(whole, _merged(inside, top + 1))
         if loss < best:
             best, found = loss, (seen.low + first * seen.width, seen.low + last * seen.width)
     return found
 
 
-def merged(counts: Tensor, levels: int) -> Tensor:
+def _merged(counts: Tensor, levels: int) -> Tensor:
     """Counts [bins] merged into so many neighbourhoods, each spread again evenly over its bins that were not empty.
 
-    >>> merged(torch.tensor([1.0, 0.0, 2.0, 3.0, 5.0, 3.0, 1.0, 7.0]), 2)
+    >>> _merged(torch.tensor([1.0, 0.0, 2.0, 3.0, 5.0, 3.0, 1.0, 7.0]), 2)
     tensor([2., 0., 2., 2., 4., 4., 4., 4.])
     """
     level = torch.arange(len(counts)) * levels // len(counts)
@@ -110,10 +110,10 @@ def merged(counts: Tensor, levels: int) -> Tensor:
     return (sums / numbers.clamp(min=1.0))[level] * used
 
 
-def divergence(p: Tensor, q: Tensor) -> float:
+def _divergence(p: Tensor, q: Tensor) -> float:
     """Kullback and Leibler's, of counts that are made to sum to one; infinite where `q` lacks what `p` has.
 
-    >>> round(divergence(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0])), 4)
+    >>> round(_divergence(torch.tensor([1.0, 1.0]), torch.tensor([1.0, 3.0])), 4)
     0.1438
     """
     p, q = p / p.sum(), q / q.sum()

@@ -111,17 +111,14 @@ class Odd(nn.Module):
             self.other.weight = self.second.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.first(x)
-        if self.kind == "gelu":
-            return self.second(functional.gelu(y))  # type: ignore[no-any-return]
-        y = y.relu()
+        y = functional.gelu(self.first(x)) if self.kind == "gelu" else self.first(x).relu()
         z: Tensor = self.second(y)
         if self.kind == "residual":
-            return z + y
-        if self.kind == "twice":
-            return self.second(z.sigmoid())  # type: ignore[no-any-return]
-        if self.kind == "two readers":
-            return z + self.other(y)  # type: ignore[no-any-return]
+            z = z + y
+        elif self.kind == "twice":
+            z = self.second(z.sigmoid())
+        elif self.kind == "two readers":
+            z = z + self.other(y)
         return z
 
 

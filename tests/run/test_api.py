@@ -14,6 +14,7 @@ from lightning_compress.core.stored import Stored
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.export import packed
+from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.run import measure

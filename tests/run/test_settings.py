@@ -57,7 +57,7 @@ def test_a_setting_that_is_gone_is_named(key: str) -> None:
         ("epochs", True),
         ("epochs", 1.5),
         ("epochs", -1),
-        ("teacher.epochs", 0),
+        ("teacher.epochs", -1),
         ("validate_every", 0),
         ("seed", -1),
         ("seed", 2**32),
