@@ -15,8 +15,9 @@ class PostTraining:
     """The steps that are switched on, in the order in which they are taken.
 
     `equalize` evens out the weights of linked layers, `calibration` names what chooses the ranges of inputs (a function
-    of quantize/calibrate.py or a dotted path; a step that LSQ learns starts from the mean instead), `adaround` is the number of steps that learn the rounding of each
-    layer's weights, and `correct_bias` takes the mean error out of each layer.
+    of quantize/calibrate.py or a dotted path; a step that LSQ learns starts from the mean instead), `adaround` is the
+    number of steps that learn the rounding of each layer's weights, and `correct_bias` takes the mean error out of each
+    layer.
 
     Raises:
         ValueError: no such function, or a negative number of steps.
