@@ -102,7 +102,8 @@ class Compress(pl.Callback):
         trainer.fit_loop.setup_data()
         loader: Any = trainer.train_dataloader
         move = trainer.strategy.batch_to_device
-        self.compressor.prepare(self._student, Batches(loader, lambda batch: self.unpack(move(batch))))
+        batches = Batches(loader, lambda batch: self.unpack(move(batch)))
+        self.compressor.prepare(self._student, batches, trains=trainer.max_epochs != 0)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Go on where the checkpoint left off, inside an epoch too."""

@@ -97,7 +97,8 @@ class CompressionModule(pl.LightningModule):
         self.trainer.fit_loop.setup_data()
         loader = self.trainer.train_dataloader
         assert loader is not None, "fit has a training loader"
-        self.compressor.prepare(self.model, Batches(loader, self.trainer.strategy.batch_to_device))
+        batches = Batches(loader, self.trainer.strategy.batch_to_device)
+        self.compressor.prepare(self.model, batches, trains=self.trainer.max_epochs != 0)
 
     def on_train_start(self) -> None:
         """Go on inside the epoch where the checkpoint was made inside one."""

@@ -401,3 +401,15 @@ def test_there_is_nothing_to_finalize_before_training() -> None:
 def test_progress_needs_an_end() -> None:
     with pytest.raises(ValueError, match="give the trainer max_epochs or max_steps"):
         trainer(compress([Gain()]), max_epochs=-1).fit(Mine(), loader())
+
+
+def test_without_an_epoch_what_is_there_is_quantized() -> None:
+    module, callback = Mine(), compress([Quantize(8, 8, calibration="mse", correct_bias=True)])
+    float_net = copy.deepcopy(module.net).eval()
+    trainer(callback, max_epochs=0).fit(module, loader())
+    compact = callback.finalize()
+    assert callback.compressor.progress == 1.0
+    assert compact.stored["6.weight"].bits == 8
+    pictures = SOURCE.images[:16]
+    with torch.no_grad():
+        torch.testing.assert_close(compact.model(pictures), float_net(pictures), atol=0.05, rtol=0.05)

@@ -81,10 +81,18 @@ class Compressor(nn.Module):
         self._taps = Taps(model, names) if names else None
         return model
 
-    def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        """Show each method data, once; under DDP rank 0's outcome is every rank's."""
+    def prepare(self, model: nn.Module, batches: Iterable[Any], *, trains: bool = True) -> None:
+        """Show each method data, once; under DDP rank 0's outcome is every rank's.
+
+        Where nothing `trains`, the schedules are at their ends from the start: what they ask for has to happen here.
+
+        Raises:
+            NoEffectError: without training, a method did nothing.
+        """
         if self.prepared:
             return
+        if not trains:
+            self.steps = self.horizon
         for method in self._all():
             method.prepare(model, batches)
             method.update(model, self.progress)
@@ -92,6 +100,11 @@ class Compressor(nn.Module):
             for tensor in [*model.parameters(), *model.buffers(), *self.parameters(), *self.buffers()]:
                 dist.broadcast(tensor.detach(), src=0)
         self.prepared = True
+        if not trains:
+            self._check_effects(model, self.progress)
+            idle = ", ".join(type(self._all()[index]).__name__ for index in self._unsettled)
+            if idle:
+                raise NoEffectError(f"{idle} had no effect: it acts in training, and there are no epochs")
 
     def param_groups(self) -> list[dict[str, Any]]:
         """Optimizer groups of the methods' own learnables."""

@@ -244,15 +244,6 @@ def spread(values: Tensor, weight: Tensor, axis: int | None, group_size: int | N
     return wide.reshape(*wide.shape, *[1] * (weight.dim() - 2))
 
 
-def pooled(seen: Tensor) -> Tensor:
-    """What was seen in all batches or on all ranks ([number, layers, 3]): least minimum, greatest maximum, mean.
-
-    >>> pooled(torch.tensor([[[-1.0, 1.0, 0.5]], [[0.0, 3.0, 1.5]]]))
-    tensor([[-1.,  3.,  1.]])
-    """
-    return torch.stack([seen[..., 0].amin(0), seen[..., 1].amax(0), seen[..., 2].mean(0)], dim=1)
-
-
 def on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
     """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be.
 

@@ -1,19 +1,18 @@
-"""`Quantize`: quantization-aware training of weights and activations."""
+"""`Quantize`: quantization of weights and activations, in training or after it."""
 
 import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, final
 
 import torch
-from torch import distributed as dist
 from torch import nn
 
 from lightning_compress.core import select, surgery
 from lightning_compress.core.method import Compact, Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.stored import Stored
-from lightning_compress.quantize import batchnorm, bits, named, outputs, uniform
-from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, on_weight, pooled
+from lightning_compress.quantize import batchnorm, bits, named, outputs, posttraining, seen, uniform
+from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, on_weight
 from lightning_compress.quantize.sensitivity import Sensitivity
 
 #: Of what is added up: the stream of a residual net adds the rounding errors of all its blocks.
@@ -37,6 +36,9 @@ class Quantize(Method):
 
     With `outputs`, what goes into additions, concatenations and averages has 8 bits too (quantize/outputs.py), so that
     a runtime computes these in integers; the quantizer of a layer with 8-bit inputs then sits where they come from.
+
+    For trained weights there are `calibration`, which chooses the ranges of inputs, `equalize`, `adaround` (steps for
+    each layer) and `correct_bias` (quantize/posttraining.py); with them a run of no epochs is enough.
 
     Raises:
         ValueError: bits or options that a quantizer does not take, nothing to quantize, or no layer matched.
@@ -63,6 +65,10 @@ class Quantize(Method):
         freeze: float = 1.0,
         freeze_batchnorm: float = 1.0,
         calibration_batches: int = 4,
+        calibration: str | seen.Choose = "min_max",
+        equalize: bool = False,
+        adaround: int = 0,
+        correct_bias: bool = False,
         lr: float | None = None,
         decay: float | None = 0.0,
         select: str = "",
@@ -80,6 +86,11 @@ class Quantize(Method):
                 "Quantize: start, freeze and freeze_batchnorm lie in [0, 1], freeze not before start, "
                 f"got {start=}, {freeze=}, {freeze_batchnorm=}"
             )
+        self._steps = posttraining.PostTraining(
+            calibration, equalize=equalize, adaround=adaround, correct_bias=correct_bias
+        )
+        if self._steps.refines and (start > 0.0 or weight_bits is None):
+            raise ValueError(f"Quantize: adaround and correct_bias need weight_bits and start=0; got {start=}")
         self._make_weight = named.maker("weights", weights, WeightQuantizer, weight_options)
         self._make_input = named.maker("activations", activations, InputQuantizer, activation_options)
         bits.check("weight_bits", weight_bits, self._make_weight)
@@ -120,6 +131,7 @@ class Quantize(Method):
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Put quantizers on the selected layers' weights and inputs."""
         layers = select.layers(model, owner="Quantize", select=self.select, exclude=self.exclude)
+        self._steps.even_out(model, example)
         if example is not None:
             self._pairs = batchnorm.pairs(model, example)
         names = list(layers)
@@ -131,6 +143,7 @@ class Quantize(Method):
             found = bits.of_layers(kind, wanted, names)
             self._schedules[kind] = found | {name: as_schedule(ends[name]) for name in ends.keys() & found.keys()}
         self._put_on_weights(layers, ends)
+        self._steps.check(model, self._weights)
         if self.outputs:
             self._put_on_outputs(model, example)
         for name in [name for name in layers if name in self._schedules["activation_bits"]]:
@@ -177,16 +190,21 @@ class Quantize(Method):
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Start anew from what other methods made of the weights; calibrate inputs on a few batches of the float model.
 
-        A range is the widest of those batches'.
+        Then rounding is learned and mean errors are corrected, where these were asked for.
         """
         active = self._active
         self._switch(active=False, observing=True)
         if isinstance(self.weight_bits, Sensitivity):
             self._choose(model, batches, self.weight_bits)
-        if self._inputs:
-            self._calibrate(model, batches)
-        self._switch(active=active, observing=True)
         self._start_weights(model)
+        needed = self.calibration_batches if self._inputs or self._steps.refines else 0
+        shown = [batch[0] for batch in itertools.islice(batches, needed)]
+        if needed and not shown:
+            raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
+        self._steps.calibrate(model, list(self._inputs.values()), shown)
+        reference = surgery.plain(model) if self._steps.refines else model
+        self._switch(active=active, observing=True)
+        self._steps.refine(model, reference, self._weights, {v: k for k, v in self._pairs.items()}, shown)
 
     def _choose(self, model: nn.Module, batches: Iterable[Any], wanted: Sensitivity) -> None:
         given, reads = (
@@ -196,20 +214,6 @@ class Quantize(Method):
         reads |= dict.fromkeys(itertools.chain.from_iterable(self._readers.values()), _OUTPUT_BITS)
         for name, chosen in wanted.choose(model, self._weights, batches, given=given, reads=reads).items():
             self._weights[name].set_bits(chosen)
-
-    def _calibrate(self, model: nn.Module, batches: Iterable[Any]) -> None:
-        quantizers = list(self._inputs.values())
-        seen = []
-        with surgery.evaluating(model):
-            for quantizer in quantizers:
-                quantizer.train()
-            for _, batch in zip(range(self.calibration_batches), batches, strict=False):
-                model(batch[0])
-                seen.append(torch.stack([quantizer.seen for quantizer in quantizers]))
-        if not seen:
-            raise ValueError("Quantize: no batch to calibrate on; expected the training data to yield at least one")
-        for quantizer, row in zip(quantizers, pooled(torch.stack(seen)), strict=True):
-            quantizer.start(row)
 
     def _start_weights(self, model: nn.Module) -> None:
         for name, quantizer in self._weights.items():
@@ -243,19 +247,8 @@ class Quantize(Method):
                     self._bits_now[kind, name] = wanted
                     quantizers[name].set_bits(wanted)
 
-    @torch.no_grad()
     def _follow(self, progress: float) -> None:
-        quantizers = [quantizer for quantizer in self._inputs.values() if quantizer.observing]
-        if not quantizers:
-            return
-        seen = torch.stack([quantizer.seen for quantizer in quantizers])
-        if dist.is_available() and dist.is_initialized():
-            ranks = [torch.empty_like(seen) for _ in range(dist.get_world_size())]
-            dist.all_gather(ranks, seen)
-            seen = pooled(torch.stack(ranks))
-        for kind in dict.fromkeys(type(quantizer) for quantizer in quantizers):
-            rows = [number for number, quantizer in enumerate(quantizers) if type(quantizer) is kind]
-            kind.follow([quantizers[number] for number in rows], seen[rows])
+        seen.follow([quantizer for quantizer in self._inputs.values() if quantizer.observing])
         if progress >= self.freeze and self.freeze < 1.0:
             self._switch(active=self._active, observing=False)
 

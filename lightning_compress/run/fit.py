@@ -29,7 +29,10 @@ _TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lig
 @final
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training under one list of methods; `methods` is called when the phase begins."""
+    """A stretch of training under one list of methods; `methods` is called when the phase begins.
+
+    With no epochs the methods only look at data: post-training quantization.
+    """
 
     methods: Callable[[], Sequence[Method]]
     epochs: int
@@ -207,7 +210,7 @@ def _trainer(job: Job, phase: Phase, callbacks: list[pl.Callback]) -> pl.Trainer
             enable_progress_bar=False,
             enable_model_summary=False,
             num_sanity_val_steps=0,
-            check_val_every_n_epoch=min(job.validate_every, phase.epochs),
+            check_val_every_n_epoch=max(1, min(job.validate_every, phase.epochs)),
             default_root_dir=job.folder,
             **job.trainer,
         )

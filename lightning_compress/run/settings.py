@@ -80,8 +80,8 @@ def _check_phase(phase: Any, where: str, methods: Config) -> None:
     for key in phase:
         if key not in ("methods", "epochs"):
             raise unknown(key, ["methods", "epochs"], where=where)
-    if not _count(phase.get("epochs", 1)):
-        raise ConfigError(f"{where}: epochs must be a count from 1 up; got {phase['epochs']!r}")
+    if not _whole(phase.get("epochs", 1)):
+        raise ConfigError(f"{where}: epochs must be a count from 0 up; got {phase['epochs']!r}")
     names = phase.get("methods")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ConfigError(f"{where}: methods must be a list of names; got {names!r}")
@@ -101,7 +101,11 @@ def _at(config: Config, key: str) -> Any:
 
 
 def _count(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    return _whole(value) and value != 0
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
 def _word(value: object) -> bool:
@@ -147,7 +151,8 @@ _FORMS: _Forms = {
     **_same(("data", "model", "optimizer"), "a mapping with a _target_: choose it by its group", _node),
     **_same(("scheduler", "teacher.model"), "a mapping with a _target_, or null", _or_null(_node)),
     "methods": ("names with mappings that have a _target_, or null", _all_nodes),
-    **_same(("epochs", "teacher.epochs", "checkpoint_every", "validate_every"), "a count from 1 up", _count),
+    **_same(("epochs", "teacher.epochs"), "a count from 0 up", _whole),
+    **_same(("checkpoint_every", "validate_every"), "a count from 1 up", _count),
     **_same(("measure.batch_size", "measure.threads", "measure.rounds"), "a count from 1 up", _count),
     "speed.threads": ("a count from 1 up, or null", _or_null(_count)),
     "seed": ("a whole number from 0 up to 2^32 - 1", _seed),

@@ -213,7 +213,7 @@ def load_teacher(config: Config, data: Any, folder: Path) -> nn.Module:
     """The trained teacher: from `teacher.weights`, or trained once and kept by the hash of all that decides it.
 
     Raises:
-        ConfigError: distillation is on and no teacher is named.
+        ConfigError: distillation is on and no teacher is named, or it is to be trained for no epochs.
     """
     wanted = config["teacher"]
     _stand_in(config)
@@ -232,6 +232,8 @@ def _stand_in(config: Config) -> nn.Module:
 
 
 def _trained_teacher(config: Config, folder: Path) -> Path:
+    if config["teacher"]["epochs"] == 0:
+        raise ConfigError("teacher.epochs=0 trains no teacher: give teacher.weights=FILE, or some epochs")
     own = {
         **config,
         "name": "teacher",

@@ -130,6 +130,11 @@ ROWS: dict[str, Case] = {
         full_range=False,
     ),
     "quantize-outputs": Case(lambda: [Quantize(8, 8, outputs=True)], weight_bits=8, activation_bits=8),
+    "quantize-post-training": Case(
+        lambda: [Quantize(4, 8, calibration="mse", equalize=True, adaround=30, correct_bias=True, freeze=0.0)],
+        weight_bits=4,
+        activation_bits=8,
+    ),
     "quantize-lsq": Case(
         lambda: [Quantize(4, 6, weights="lsq", activations="lsq", start=0.3, freeze_batchnorm=0.7)],
         weight_bits=4,

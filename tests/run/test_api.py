@@ -14,6 +14,7 @@ from lightning_compress.core.stored import Stored
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.export import packed
+from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.run import measure
@@ -152,3 +153,12 @@ def test_export_of_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.Mon
     assert main(["export", str(tmp_path / "m.lcz"), "--to", str(tmp_path / "m.onnx")]) == 2
     assert main(["export", str(tmp_path / "m.lcz"), "--to", str(tmp_path / "m.onnx"), "--allow", "my_nets"]) == 0
     assert (tmp_path / "m.onnx").exists()
+
+
+def test_compress_without_an_epoch_quantizes_what_it_is_given(tmp_path: Path) -> None:
+    model = SmallConv(width=0.25)
+    result = compress(model, Digits(), [Quantize(8, 8, correct_bias=True)], epochs=0, folder=tmp_path / "run")
+    assert result.history == []
+    deployed, inputs = load(tmp_path / "run" / "model.lcz", model), Digits().example
+    with torch.no_grad():
+        torch.testing.assert_close(deployed(inputs), model.eval()(inputs), atol=0.1, rtol=0.1)

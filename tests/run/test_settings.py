@@ -57,7 +57,7 @@ def test_a_setting_that_is_gone_is_named(key: str) -> None:
         ("epochs", True),
         ("epochs", 1.5),
         ("epochs", -1),
-        ("teacher.epochs", 0),
+        ("teacher.epochs", -1),
         ("validate_every", 0),
         ("seed", -1),
         ("seed", 2**32),
@@ -123,7 +123,7 @@ def test_trainer_arguments() -> None:
     [
         (["prune"], "must be like"),
         ({"epoch": 1}, "did you mean 'epochs'"),
-        ({"epochs": 0}, "a count from 1 up; got 0"),
+        ({"epochs": -1}, "a count from 0 up; got -1"),
         ({"methods": "prune"}, "must be a list of names; got 'prune'"),
         ({"methods": ["quantize"]}, "no 'quantize' in the methods that are on: it has prune"),
     ],

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from lightning_compress.core.compressor import NoEffectError
 from lightning_compress.cost.macs import macs
 from lightning_compress.data.digits import Digits
 from lightning_compress.export import packed
@@ -270,3 +271,34 @@ def test_a_shipped_experiment_on_a_little_of_its_data(name: str, tmp_path: Path)
     assert result.name == name
     assert result.cost["latency_ms"] > 0
     assert result.cost["packed_bytes"] < result.cost["dense_bytes"]
+
+
+def test_trained_weights_are_quantized_without_an_epoch(tmp_path: Path, configure: Any) -> None:
+    dense = train(configure("epochs=6"), tmp_path / "dense")
+    asked = ("quantize=ptq", "methods.quantize.adaround=20", f"weights={tmp_path / 'dense' / 'weights.pt'}", "epochs=0")
+    result = train(configure(*asked), tmp_path / "quantized")
+    assert (result.status, result.history, result.train_flops) == ("done", [], 0.0)
+    assert result.metrics["val/accuracy"] >= dense.metrics["val/accuracy"] - 0.02
+    assert result.cost["packed_bytes"] < 0.4 * dense.cost["packed_bytes"]
+    stored = packed.read(tmp_path / "quantized" / "model.lcz").tensors
+    assert {stored[name].bits for name in stored if name.endswith("weight")} == {8}
+    again = train(configure(*asked), tmp_path / "again")
+    assert _same_files(tmp_path / "quantized", tmp_path / "again")
+    assert again.metrics == result.metrics
+
+
+def test_a_phase_without_epochs_follows_one_with(tmp_path: Path, configure: Any) -> None:
+    phases = "phases=[{methods: [], epochs: 1}, {methods: [quantize], epochs: 0}]"
+    result = train(configure("quantize=affine", phases), tmp_path)
+    assert [row["epoch"] for row in result.history] == [0]
+    assert packed.read(tmp_path / "model.lcz").tensors["fc.weight"].bits == 8
+
+
+def test_without_an_epoch_schedules_are_at_their_ends(tmp_path: Path, configure: Any) -> None:
+    result = train(configure("prune=gradual", "methods.prune.sparsity.last=0.5", "epochs=0"), tmp_path)
+    assert 0.45 < result.cost["sparsity"] < 0.55
+
+
+def test_what_only_training_can_do_is_refused_without(tmp_path: Path, configure: Any) -> None:
+    with pytest.raises(NoEffectError, match="Distill had no effect"):
+        train(configure("distill=kl", "model@teacher.model=small_conv", "teacher.epochs=1", "epochs=0"), tmp_path)
