@@ -45,9 +45,11 @@ Write the ONNX file of a packed model.
 
   lightning-compress export runs/digits/model.lcz --to model.onnx""",
     "measure": """\
-Time ONNX files side by side in one call; the first is the reference of the ratios.
+Time ONNX files side by side in one call; the first at its fastest is the reference of the ratios. With --runtimes on
+every runtime that is there; packed .lcz files run in PyTorch too.
 
-  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1""",
+  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1
+  lightning-compress measure runs/a/dense.onnx runs/a/model.lcz --runtimes all""",
     "report": """\
 Write a study's report again from its results, with what was measured on other devices.
 
@@ -91,9 +93,12 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
     made["export"].add_argument("packed", type=Path)
     made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
-    made["export"].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
+    for name in ("export", "measure"):
+        made[name].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
                                 help="a package of yours that the network comes from")  # fmt: skip
-    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files")
+    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files, or packed .lcz ones")
+    made["measure"].add_argument("--runtimes", default="onnxruntime", metavar="NAME,...",
+                                 help="all, or some of onnxruntime, openvino, torch, cuda, tensorrt")  # fmt: skip
     for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
         made["measure"].add_argument(option, type=int, default=default)
 

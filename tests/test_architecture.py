@@ -30,6 +30,7 @@ HOMES = {
     "onnx": {"export/onnx.py"},
     "onnxscript": {"export/onnx.py"},
     "onnxruntime": {"export/runtime.py", "deploy/predict.py", "deploy/measure.py"},  # the last two leave this package
+    "openvino": {"export/openvino.py"},
     "torch_pruning": {"prune/channels.py"},
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},

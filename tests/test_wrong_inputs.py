@@ -98,6 +98,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "function name": (["prune=gradual", "methods.prune.score=magnitud"], ["did you mean 'magnitude'?"]),
     "group without an option": (["scheduler=null"], ["scheduler must be one of constant, cosine, steps; got 'null'"]),
     "no value": (["data=images"], ["data.source needs a value"]),
+    "runtime": (["measure.runtimes=[onnxruntim]"], ["measure.runtimes: no runtime", "did you mean 'onnxruntime'?"]),
+    "runtime of models": (
+        ["measure.runtimes=[onnxruntime,torch]", "measure.onnx=true"],
+        ["torch runs PyTorch models", "onnxruntime, openvino, cuda, tensorrt"],
+    ),
+    "no runtime": (["measure.runtimes=[]"], ["measure.runtimes: expected at least one runtime of onnxruntime"]),
     "no equals sign": (["prune"], ["expected key=value, got 'prune'"]),
     "grammar": (["name=["], ["'name=['", "quotes"]),
     "word for a count": (["epochs=many"], ["epochs must be a count from 0 up; got 'many'"]),
@@ -407,7 +413,13 @@ def test_study_of_another_space(refused: Refused, tmp_path: Path) -> None:
 
 def test_measure(refused: Refused, finished: Path, tmp_path: Path) -> None:
     assert "no ONNX file at nowhere.onnx" in refused("measure", "nowhere.onnx")
-    assert "expected a whole ONNX model" in refused("measure", finished / "model.lcz")
+    (tmp_path / "packed.onnx").write_bytes((finished / "model.lcz").read_bytes())
+    assert "expected a whole ONNX model" in refused("measure", tmp_path / "packed.onnx")
+    (tmp_path / "no.lcz").write_bytes(b"LCZ")
+    assert "is not a sound compressed model" in refused("measure", tmp_path / "no.lcz")
+    packed = finished / "model.lcz"
+    assert "no runtime 'openvin': did you mean 'openvino'?" in refused("measure", packed, "--runtimes", "openvin")
+    assert "expected at least 1 thread, got 0" in refused("measure", packed, "--threads", "0")
     (tmp_path / "empty.onnx").touch()
     assert "empty.onnx" in refused("measure", tmp_path / "empty.onnx")
 

@@ -1,6 +1,7 @@
 """A finalized model over integers: weights and biases as codes, activations rounded to uint8."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -39,6 +40,10 @@ def _(x: Tensor, scale: Tensor, zero: Tensor, high: Tensor | None) -> Tensor:
 class Coded(nn.Module):
     """A tensor that is computed from integer codes; with `block`, so many entries along dim 1 share a scale."""
 
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, axis: int | None, block: int = 0) -> None:
         super().__init__()
         self.register_buffer("codes", codes)
@@ -60,6 +65,10 @@ class Rounded(nn.Module):
         ValueError: it has more than 8 bits.
     """
 
+    scale: Tensor
+    zero: Tensor
+    high: Tensor | None
+
     def __init__(self, fixed: FixedQuantizer) -> None:
         super().__init__()
         high = fixed.high - fixed.low
@@ -78,7 +87,7 @@ class Rounded(nn.Module):
 class Deployed(nn.Module):
     """The model with the tensors named in `coded` computed from their codes."""
 
-    def __init__(self, model: nn.Module, coded: dict[str, Coded]) -> None:
+    def __init__(self, model: nn.Module, coded: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.model = model
         self.coded = nn.ModuleDict({name.replace(".", "/"): tensor for name, tensor in coded.items()})

@@ -101,6 +101,27 @@ def _pool(graph: ir.Graph) -> None:
                 del graph.initializers[axes.name]
 
 
+def _round_before_max(graph: ir.Graph) -> None:
+    """Round what a maximum pooling takes as what it gives, which changes no number: a rounded maximum is one of those.
+
+    OpenVINO pools in integers then, and lets the layer before give codes.
+    """
+    for node in graph:
+        after = [user for user, _ in node.outputs[0].uses()]
+        if node.op_type != "MaxPool" or [user.op_type for user in after] != ["QuantizeLinear"]:
+            continue
+        rounding = after[0]
+        value = node.inputs[0]
+        while True:
+            copy = ir.node(rounding.op_type, [value, *rounding.inputs[1:]], rounding.attributes)
+            graph.insert_before(node, copy)
+            value = copy.outputs[0]
+            if rounding.op_type == "DequantizeLinear":
+                break
+            rounding = next(user for user, _ in rounding.outputs[0].uses())  # a Clip of the codes may come first
+        node.replace_input_with(0, value)
+
+
 def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
@@ -143,9 +164,28 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     _check(program.model.graph, deployed)
     _unshare(program.model.graph)
     _pool(program.model.graph)
+    _round_before_max(program.model.graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     program.save(str(path))
     return Path(path)
+
+
+def activation_bits(path: str | Path) -> list[int]:
+    """The bits of every rounding of activations in an ONNX file: those up to a Clip of the codes, else 8.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     net = torch.nn.Linear(2, 3).eval().requires_grad_(False)
+    ...     activation_bits(export(Compact(net, {}), torch.zeros(1, 2), Path(folder) / "model.onnx"))
+    []
+    """
+    bits = []
+    for node in ir.load(str(path)).graph:
+        if node.op_type == "QuantizeLinear":
+            clips = [user for user, _ in node.outputs[0].uses() if user.op_type == "Clip"]
+            most = clips[0].inputs[2].const_value if clips and clips[0].inputs[2] else None
+            bits.append(8 if most is None else int(most.numpy()).bit_length())
+    return bits

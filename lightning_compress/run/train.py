@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
-from lightning_compress.run import build, device, identity, log, measure, ranks
+from lightning_compress.run import build, device, identity, log, measure, ranks, settings
 from lightning_compress.run.fit import Job, Phase, fit
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Judge, PausedError, Rungs
@@ -107,6 +107,7 @@ class _Fitted:
 
 
 def _set_up(config: Config, folder: Path) -> _Setting:
+    settings.check_runtimes(config["measure"])  # it may have been composed on another machine
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data(config)
     node = build.architecture(config["model"], data, config["allow"])
