@@ -206,7 +206,7 @@ def race(
                 left_out[name, one.name] = str(error)
         if not any(of == name for of, _ in calls):
             reasons = "; ".join(f"{on}: {why}" for (of, on), why in left_out.items() if of == name)
-            raise ValueError(f"no runtime can run {model.onnx}: {reasons}")
+            raise ValueError(f"no runtime can run {name}: {reasons}")
     samples = latency.sample(calls, rounds=rounds)
     reference = _fastest([key for key in calls if key[0] == next(iter(models))], samples)
     titles = {one.name: one.title() for one in runtimes}
