@@ -26,7 +26,7 @@ from lightning_compress.quantize.method import Quantize
 from lightning_compress.run import build
 from lightning_compress.run.targets import Config
 
-_STEPS, _FITTED = 16, 4
+_STEPS, _FITTED = 16, 0.4
 _SIDES: Any = (("float", "float"), ("uint8", "uint8"), ("uint8", "float"))
 _KERNELS = {"float": ["integer"], "uint8": ["integer", "float"]}
 
@@ -64,7 +64,7 @@ def write_pieces(config: Config, file: Path, say: Callable[[str], None], *, patt
     """Write the archive that `measure_table.py` times: the layers of a network, and whole networks made from it.
 
     Those are the network itself and `patterns` - 1 with random channels cut, in floats and at 8 bits, some also with
-    only the inputs of layers rounded. Those of the first 4 patterns are for fitting.
+    only the inputs of layers rounded. Those of the first patterns, 4 in 10, are for fitting.
 
     Raises:
         ValueError: what is wrong with the configuration, or the network has no channels that may go.
@@ -80,7 +80,7 @@ def write_pieces(config: Config, file: Path, say: Callable[[str], None], *, patt
                 archive.write(model, model.name)
                 network = pieces.read(model)
                 kernels = _KERNELS["uint8" if methods else "float"]
-                own = {"model": model.name, "kernels": kernels, "fitted": pattern < _FITTED}
+                own = {"model": model.name, "kernels": kernels, "fitted": pattern < _FITTED * patterns}
                 networks.append({"name": model.stem, **own, **asdict(network)})
                 say(f"network {model.stem} written, of {patterns} patterns")
                 if not networks[1:]:

@@ -48,9 +48,9 @@ class Table:
     """Milliseconds a batch of layers on a device, by kernels, and of networks made of them.
 
     A network's time is predicted as a sum over its layers, between measured channel counts by interpolation, times a
-    factor, plus rates for what its other operators write. Factor and rates are fitted, none below 0, to those of the
-    table's networks that say so, apart for float networks, integer kernels and float kernels on quantized networks; of
-    these last two the faster ones count.
+    factor near 1, plus rates for what its other operators write. Factor and rates are fitted, none below 0, to those of
+    the table's networks that say so, apart for float networks, integer kernels and float kernels on quantized networks;
+    of these last two the faster ones count.
 
     Raises:
         ValueError: `data` is not what `measure_table.py` writes.
@@ -151,7 +151,7 @@ class Table:
         for network, ms, fitted in self.measured:
             for way in _ways(network) if fitted else ():
                 terms[way].append(self._terms(network, way) / ms.get(way, min(ms.values())))
-        return {way: nonnegative(np.array(known)) if known else _SUM for way, known in terms.items()}
+        return {way: _fitted(np.array(known)) if known else _SUM for way, known in terms.items()}
 
     def _terms(self, network: Network, way: str) -> Array:
         layers = sum(self.grids[layer.family].price(layer, way) for layer in network.layers)
@@ -204,18 +204,24 @@ def _alike(count: int, counts: Array) -> NDArray[np.bool_]:
     return same if same.any() else ~same
 
 
-def nonnegative(terms: Array) -> Array:
-    """The weights, none below 0, whose sums of `terms` [cases, kinds] come closest to 1, by least squares.
+def _fitted(terms: Array) -> Array:
+    """Factor and rates; layers are in milliseconds already, so one more row, a tenth of all, asks for a factor of 1."""
+    weight = (0.1 * len(terms)) ** 0.5
+    return nonnegative(np.vstack([terms, weight * _SUM]), np.append(np.ones(len(terms)), weight))
 
-    >>> nonnegative(np.array([[1.0, 0.0], [0.0, 0.5]])).tolist()
-    [1.0, 2.0]
+
+def nonnegative(terms: Array, wanted: Array) -> Array:
+    """The weights, none below 0, whose sums of `terms` [cases, kinds] come closest to `wanted`, by least squares.
+
+    >>> nonnegative(np.array([[1.0, 0.0], [0.0, 0.5]]), np.array([1.0, 2.0])).tolist()
+    [1.0, 4.0]
     """
     cases, kinds = terms.shape
     best, least = np.zeros(kinds), np.inf
     for number in range(1, min(cases, kinds) + 1):
         for chosen in map(list, combinations(range(kinds), number)):
-            weights = np.linalg.lstsq(terms[:, chosen], np.ones(cases), rcond=None)[0]
-            missed = float(((terms[:, chosen] @ weights - 1) ** 2).sum())
+            weights = np.linalg.lstsq(terms[:, chosen], wanted, rcond=None)[0]
+            missed = float(((terms[:, chosen] @ weights - wanted) ** 2).sum())
             if (weights >= 0).all() and missed < least - 1e-12:
                 best, least = np.zeros(kinds), missed
                 best[chosen] = weights

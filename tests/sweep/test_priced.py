@@ -23,6 +23,7 @@ def priced(spec: StudySpec, tmp_path: Path) -> StudySpec:
 def alone(monkeypatch: pytest.MonkeyPatch) -> dict[str, bool]:
     """Whether each timing asked for the machine to itself."""
     asked: dict[str, bool] = {}
+
     def timing(self: runs.Runs, name: str, record: str) -> Job:
         job = before(self, name, record)
         asked[name] = job.resources.exclusive
