@@ -45,6 +45,8 @@ def test_nothing_waits_and_the_front_is_measured(
     assert [(one.latency_ms, one.latency_ratio, one.kernels) for point in shown for one in point.elsewhere] == [
         (3.5, 0.7, "float")
     ] * len(shown)
+    page = (Path(priced.report) / "index.html").read_text()
+    assert "latency is\npredicted from cpu.json: off by 4%; columns with a device's name were measured. Fresh" in page
     run_study(priced, bench, tmp_path / "study")
     assert bench.measured == [point.run for point in shown], "once is enough"
 
