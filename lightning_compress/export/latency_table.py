@@ -123,8 +123,8 @@ class Table:
         off = abs(told / taken - 1)
         told_ratio, ratio = told / self.predict(first)[0], taken / min(first_ms.values())
         off_ratio = abs(told_ratio / ratio - 1)
-        ranks = [np.argsort(np.argsort(values)) for values in (told_ratio, ratio)]
-        rank = float(np.corrcoef(ranks)[0, 1]) if len(apart) > 1 else 1.0
+        ranks = np.array([np.argsort(np.argsort(values)) for values in (told_ratio, ratio)])
+        rank = float(np.asarray(np.corrcoef(ranks))[0, 1]) if len(apart) > 1 else 1.0
         return Error(
             len(apart), float(off.mean()), float(off.max()), float(off_ratio.mean()), float(off_ratio.max()), rank
         )

@@ -35,7 +35,8 @@ class Layer:
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The layer that `asdict` and JSON made `data` of."""
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in data.items()})
+        known: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in data.items()}
+        return cls(**known)
 
     @property
     def depthwise(self) -> bool:

@@ -98,9 +98,9 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 {% endfor %}
 </tbody></table></div>
 <p class="soft">Sizes and latencies compare with the dense baseline {{ spec.reference }}; latency is
-{% if "latency" in facts %}{{ facts.latency }}; columns with a device's name were measured
-{%- else %}the median of the exported model, timed beside the dense one in the same call{% endif %}. Fresh seeds retrain a recipe; they never change the
-selection.</p>
+{% if "latency" in facts %}{{ facts.latency }}; columns with a device's name were measured{% else %}the median of the
+exported model, timed beside the dense one in the same call{% endif %}. Fresh seeds retrain a recipe; they never change
+the selection.</p>
 </section>
 
 <section>
