@@ -204,8 +204,8 @@ def measure(
     files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
     if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)
-        own = folder / DENSE if timing.table else export_dense(make(), inputs[:2], folder / DENSE)
-        dense = timing.reference or own
+        own = folder / DENSE
+        dense = timing.reference or (own if timing.table else export_dense(make(), inputs[:2], own))
         files["onnx"] = ONNX
         if timing.latency and timing.table:
             cost |= priced.price_beside(dense, folder / ONNX, priced.table_of(asdict(timing)))
