@@ -50,6 +50,15 @@ every runtime that is there; packed .lcz files run in PyTorch too.
 
   lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1
   lightning-compress measure runs/a/dense.onnx runs/a/model.lcz --runtimes all""",
+    "table": """\
+Measure how long each layer of a network takes at many channel counts: a latency table, and its error on whole networks.
+
+  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --out cpu.json
+  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --export pi
+  lightning-compress table --show cpu.json
+
+With measure.table=cpu.json runs and sweeps take their latency from it. --export writes a folder for another device,
+where `python measure_table.py` needs numpy and onnxruntime only and writes the table.""",
     "report": """\
 Write a study's report again from its results, with what was measured on other devices.
 
@@ -99,12 +108,18 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files, or packed .lcz ones")
     made["measure"].add_argument("--runtimes", default="onnxruntime", metavar="NAME,...",
                                  help="all, or some of onnxruntime, openvino, torch, cuda, tensorrt")  # fmt: skip
-    for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
-        made["measure"].add_argument(option, type=int, default=default)
+    for command, rounds in (("measure", 50), ("table", 15)):
+        for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", rounds)):
+            made[command].add_argument(option, type=int, default=default)
+    made["table"].add_argument("overrides", nargs="*", help="key=value")
+    goal = made["table"].add_mutually_exclusive_group(required=True)
+    goal.add_argument("--out", type=Path, help="the JSON file to write")
+    goal.add_argument("--export", type=Path, metavar="FOLDER", help="write what measures it on another device")
+    goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
 
 
 def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
-    for name in ("train", "sweep", "report", "dashboard", "pick"):
+    for name in ("train", "table", "sweep", "report", "dashboard", "pick"):
         made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
                                 help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
     made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")

@@ -200,6 +200,27 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
 
 
+def _table(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.deploy import table
+    from lightning_compress.export.latency_table import Table as LatencyTable
+    from lightning_compress.run import config
+
+    if arguments.show is None:
+        composed = config.compose(arguments.overrides, folders=arguments.search_in)
+        timing = {"batch": arguments.batch_size, "threads": arguments.threads, "rounds": arguments.rounds}
+        if min(timing.values()) < 1:
+            raise ValueError("table: expected --batch-size, --threads and --rounds from 1 up")
+        with console.status("writing models") as status:
+            if arguments.export:
+                table.write_folder(composed, arguments.export, status.update)
+            else:
+                table.measure(composed, arguments.out, timing, status.update)
+        console.print(f"written: {arguments.export or arguments.out}", soft_wrap=True)
+    if not arguments.export:
+        for line in LatencyTable.read(arguments.show or arguments.out).told():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "train": _train,
     "sweep": _sweep,
@@ -207,6 +228,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "sync": _sync,
     "export": _export,
     "measure": _measure,
+    "table": _table,
     "report": _report,
     "pick": _pick,
 }
@@ -217,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader = parser()
     # argparse takes overrides in one place only; known-args parsing lets them stand before and after options.
     arguments, rest = reader.parse_known_args(argv)
-    if rest and (arguments.command != "train" or any(text.startswith("-") for text in rest)):
+    if rest and (arguments.command not in ("train", "table") or any(text.startswith("-") for text in rest)):
         reader.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest

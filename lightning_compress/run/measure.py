@@ -17,7 +17,7 @@ from lightning_compress.cost.bops import bops, relative_bops
 from lightning_compress.cost.params import num_nonzeros, num_params
 from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.export import chooser, onnx, packed, runtime, verify
-from lightning_compress.run import ranks
+from lightning_compress.run import priced, ranks
 
 PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
 KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
@@ -30,6 +30,7 @@ class Timing:
 
     Each of the two files counts with the fastest of `runtimes`, names that `chooser.here` knows.
 
+    With a `table` it is predicted from that file; the dense network's ONNX file is then there from the start.
     Without `latency`, `onnx` says whether the files to time later are written and checked.
     """
 
@@ -40,6 +41,7 @@ class Timing:
     latency: bool = True
     onnx: bool = True
     runtimes: Sequence[str] = chooser.DEFAULT
+    table: Path | None = None
 
 
 @torch.no_grad()
@@ -181,8 +183,11 @@ def measure(
     files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
     if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)
-        dense = timing.reference or export_dense(make(), inputs[:2], folder / DENSE)
+        own = folder / DENSE
+        dense = timing.reference or (own if timing.table else export_dense(make(), inputs[:2], own))
         files["onnx"] = ONNX
-        if timing.latency:
+        if timing.latency and timing.table:
+            cost |= priced.price_beside(dense, folder / ONNX, priced.table_of(asdict(timing)))
+        elif timing.latency:
             cost |= time_beside(dense, folder / ONNX, inputs, timing)
     return files, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in rows]

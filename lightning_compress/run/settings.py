@@ -182,7 +182,11 @@ _FORMS: _Forms = {
     **_same(("evaluate_test", "measure.latency", "measure.onnx"), "true or false", _switch),
     **_same(("speed.channels_last", "speed.compile"), "true, false or null", _or_null(_switch)),
     **_same(("name", "wandb.mode", "wandb.project", "wandb.job_type", "wandb.name"), "a word", _word),
-    **_same(("weights", "teacher.weights", "measure.reference"), "the path of a file, or null", _or_null(_word)),
+    **_same(
+        ("weights", "teacher.weights", "measure.reference", "measure.table"),
+        "the path of a file, or null",
+        _or_null(_word),
+    ),
     **_same(("teacher.folder", "teacher.outputs", "wandb.folder"), "the path of a folder, or null", _or_null(_word)),
     **_same(("wandb.group", "wandb.id"), "a word, or null", _or_null(_word)),
     "speed.precision": ("a precision that Lightning knows, as 32-true or bf16-mixed, or null", _or_null(_word)),
