@@ -12,8 +12,8 @@ from torch.nn.utils import parametrize
 
 from lightning_compress.core import surgery
 from lightning_compress.core.compressor import read_stored
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.stored import Stored
-from lightning_compress.prune.mask import Mask
 from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, rows
 from lightning_compress.quantize.named import ACTIVATIONS, WEIGHTS
 
