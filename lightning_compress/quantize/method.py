@@ -108,7 +108,7 @@ class Quantize(Method):
         self._pairs: dict[str, str] = {}
         self._readers: dict[str, list[str]] = {}
         self._bits_now: dict[tuple[str, str], int] = {}
-        self._norms = batchnorm.Freeze()
+        self._norms = batchnorm.FrozenNorms()
         self._active, self._observing = False, True
 
     def get_extra_state(self) -> dict[str, bool]:
@@ -269,7 +269,7 @@ class Quantize(Method):
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Fold batch norms into the scales, and put constants where quantizers were."""
-        batchnorm.Freeze.take_off(compact.model)
+        batchnorm.FrozenNorms.take_off(compact.model)
         for norm, into in self._pairs.items():
             if batchnorm.can_fold(compact.stored[surgery.dotted(into, "weight")]):
                 compact = batchnorm.folded(compact, norm, into)
