@@ -50,6 +50,9 @@ def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
     learned = [key for key in first if key.endswith((".scale", ".offset", ".alpha", ".positive", ".negative"))]
     assert len(learned) == 2 + 2 * 2 + 1 + 2
     assert all(bool(first[key].isfinite()) for key in learned)
+    (freeze,) = (value for key, value in first.items() if key.endswith("methods.2._extra_state"))  # FromData is first
+    assert freeze["felt"].keys() == {"0", "3", "9"}
+    assert len(freeze["frozen"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["module", "callback"])
