@@ -35,6 +35,7 @@ class Run:
 
     def __init__(self, *methods: Method, model: Any = None) -> None:
         self.model: Any = model or net()
+        self.call: Any = self.model
         self.compressor = Compressor(methods)
         self.compressor.attach(self.model, batch())
         self.compressor.prepare(self.model, [(batch(), None)])
@@ -44,7 +45,8 @@ class Run:
     def step(self, move: Callable[[], None] | None = None) -> dict[str, float]:
         """One step of training, with `move` in the optimizer's place."""
         number = self.compressor.steps
-        outputs = self.model.train()(batch(number))
+        self.model.train()
+        outputs = self.call(batch(number))
         loss = outputs.square().mean()
         self.compressor.loss(self.compressor.step((batch(number), None), outputs, loss, self.model))
         self.optimizer.zero_grad()
@@ -92,7 +94,7 @@ def test_dead_channels_say_nothing() -> None:
 
 def test_only_a_weight_that_takes_another_code_is_felt() -> None:
     """Codes lie 0.1 apart: 0.21 -> 0.24 stays at the second, 0.24 -> 0.26 goes on to the third."""
-    model = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1))
+    model: Any = nn.Sequential(nn.Linear(4, 1, bias=False), nn.Linear(1, 1))
     nn.init.constant_(model[1].weight, 0.7)
     with torch.no_grad():
         model[0].weight.copy_(torch.tensor([[0.7, 0.21, 0.0, 0.0]]))
@@ -154,6 +156,23 @@ def test_frozen_layers_stay_whatever_the_optimizer_does() -> None:
     assert all(not torch.equal(tensor, moving[key]) for key, tensor in run.state(*others, 1).items())
     assert not torch.equal(run.model[1].running_mean, norm)
     assert not torch.equal(run.model[still].input_quantizer.scale, step)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # by the compiler itself
+def test_a_compiled_model_is_measured_and_frozen_without_another_graph() -> None:
+    plain, compiled = (Run(Freeze(start=0.0, every=1), Quantize(3, 4, weights="lsq")) for _ in range(2))
+    torch._dynamo.reset()
+    compiled.call = torch.compile(compiled.model, backend="aot_eager", fullgraph=True)
+    for run in (plain, compiled):
+        run.model[3].p = 0.0
+        run.step()
+        with torch.compiler.set_stance("fail_on_recompile" if run is compiled else "default"):
+            for _ in range(9):
+                run.step()
+    first, second = (run.compressor.methods[0].get_extra_state() for run in (plain, compiled))
+    assert first["frozen"] == second["frozen"]
+    assert len(first["frozen"]) == 2
+    assert first["felt"] == pytest.approx(second["felt"], rel=1e-3, abs=1e-9)
 
 
 def test_bits_that_change_take_the_learned_step_of_a_frozen_layer_along() -> None:

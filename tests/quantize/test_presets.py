@@ -34,17 +34,20 @@ def dense(tmp_path_factory: pytest.TempPathFactory) -> int:
     return (folder / "model.lcz").stat().st_size
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ("lsq", "ptq") else [pytest.mark.slow]) for name in PRESETS]
+)
 def test_every_preset_trains(name: str, dense: int, tmp_path: Path) -> None:
     metrics = _trained(tmp_path / "run", f"quantize={name}", *BESIDES.get(name, []))
     assert 0.0 < metrics["val/accuracy"] <= 1.0
     assert (tmp_path / "run/model.lcz").stat().st_size < SHARE.get(name, 0.45) * dense
 
 
+@pytest.mark.slow
 def test_freezing_with_bits_that_fall(tmp_path: Path) -> None:
     settings = ["quantize=progressive", "freeze=profit", "methods.freeze.every=1"]
     metrics = _trained(tmp_path / "run", *settings, steps=12)
-    print(metrics)
+    assert metrics["train/freeze/layers"] == 2.0
 
 
 @pytest.mark.parametrize("name", [name for name in PRESETS if name != "none"])
