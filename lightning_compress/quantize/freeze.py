@@ -73,11 +73,11 @@ class Freeze(Method):
 
     def get_extra_state(self) -> dict[str, Any]:
         """Steps counted, what was measured of each layer, and which are frozen."""
-        return {"calls": self._calls, "felt": self._felt, "frozen": self._frozen}
+        return {"calls": self._calls, "felt": dict(self._felt), "frozen": [*self._frozen]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take them from the checkpoint."""
-        self._calls, self._felt, self._frozen = state["calls"], dict(state["felt"]), list(state["frozen"])
+        self._calls, self._felt, self._frozen = state["calls"], dict(state["felt"]), [*state["frozen"]]
 
     def stage_at(self, progress: float) -> int:
         """The stage that training is in, from 0 on."""
