@@ -125,6 +125,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
         [f"+methods.first={{_target_:{QUANTIZE}}}", f"+methods.second={{_target_:{PRUNE},sparsity:0.5}}"],
         ["out of stage order", "got [Quantize (NUMERICS), Prune (SPARSITY)], write [Prune, Quantize]"],
     ),
+    "nothing to freeze": (
+        ["freeze=profit"],
+        ["Freeze: expected 2 layers with quantized weights or more", "put a Quantize"],
+    ),
     "no layer": (["prune=gradual", "methods.prune.select='^block'"], ["Prune matched no layer", "'^block'", "names)"]),
     "excludes nothing": (["quantize=affine", "methods.quantize.exclude=[head]"], ["exclude='head' matches no layer"]),
     "only in a later phase": (

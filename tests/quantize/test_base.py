@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lightning_compress.core.compressor import read_stored
-from lightning_compress.prune.mask import Mask
+from lightning_compress.core.mask import Mask
 from lightning_compress.quantize.base import mean_magnitude, rows
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.named import WEIGHTS
