@@ -29,7 +29,8 @@ HOMES = {
     "omegaconf": {"run/config.py"},
     "onnx": {"export/onnx.py"},
     "onnxscript": {"export/onnx.py"},
-    "onnxruntime": {"export/runtime.py", "deploy/predict.py", "deploy/measure.py"},  # the last two leave this package
+    # trial.py is a program of its own, and the last two leave this package
+    "onnxruntime": {"export/runtime.py", "export/trial.py", "deploy/predict.py", "deploy/measure.py"},
     "torch_pruning": {"prune/channels.py"},
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},

@@ -19,6 +19,7 @@ from torch.onnx import ONNXProgram
 from lightning_compress.core.method import Compact
 from lightning_compress.export import integer
 from lightning_compress.export.integer import Coded, Deployed
+from lightning_compress.export.sealed import sealed
 
 #: Known to every onnxruntime that we support; on 1.31 later ones fuse no more into int8 kernels.
 OPSET = 21
@@ -106,7 +107,8 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
 
     Coded weights become int8 (uint8 where an 8-bit affine range asks for it) under a DequantizeLinear; activations go
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
-    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each. `example` is
+    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each. The file is
+    sealed (sealed.py). `example` is
     one batch of float32 inputs; input and output are called "input" and "output", the free dimension "batch".
 
     Raises:
@@ -148,4 +150,6 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     program.save(str(path))
-    return Path(path)
+    path = Path(path)
+    path.write_bytes(sealed(path.read_bytes()))
+    return path
