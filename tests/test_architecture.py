@@ -30,7 +30,7 @@ HOMES = {
     "onnx": {"export/pieces.py"},
     "onnxscript": {"export/onnx.py"},
     "onnxruntime": {
-        "export/runtime.py",
+        *("export/runtime.py", "export/trial.py"),  # the latter is a program of its own
         *("deploy/predict.py", "deploy/measure.py", "deploy/measure_table.py"),  # these leave this package
     },
     "openvino": {"export/openvino.py"},

@@ -156,10 +156,21 @@ def _masked(found: _Integers, centred: Tensor, mask: Tensor | None) -> _Integers
     return _Integers(centred, found.scale, found.zero, found.axis, found.block)
 
 
+def _is_uint4(found: _Integers, centred: Tensor) -> bool:
+    if found.zero is None:
+        return False
+    codes = centred + found.wide(found.zero)
+    return all(int(x.min()) >= 0 and int(x.max()) <= 15 for x in (codes, found.zero))
+
+
 def _coded(found: _Integers, centred: Tensor, scale: Tensor) -> Coded:
-    """The codes as int8 with zero point 0 where they fit, which runs everywhere and fastest, else as uint8."""
+    """The codes as int8 with zero point 0 where they fit, which runs everywhere and fastest, else as uint8.
+
+    Blocks have no integer kernel to lose: 4-bit ones that only fit 4 bits with their zero points keep those.
+    """
     dtype, zero = torch.int8, torch.zeros_like(scale, dtype=torch.int32)
-    if int(centred.min()) < -128 or int(centred.max()) > 127:
+    low, high = int(centred.min()), int(centred.max())
+    if low < -128 or high > 127 or (found.block and high - low > 7 and _is_uint4(found, centred)):
         assert found.zero is not None
         if int(found.zero.min()) < 0 or int(found.zero.max()) > 255:
             raise ValueError(f"8-bit affine weights need zero points in [0, 255], got {found.zero.tolist()}")

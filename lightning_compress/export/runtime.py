@@ -8,6 +8,7 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from lightning_compress.export.sealed import checked
 from lightning_compress.tracking.provenance import cpu_name
 
 name = f"onnxruntime {onnxruntime.__version__}"
@@ -57,24 +58,28 @@ def session(
         raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
 
     def run(batch: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+        try:
+            return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+        except Exception as error:  # the errors of onnxruntime have no base class of their own
+            why = " ".join(str(error).split())
+            raise ValueError(f"{_name(model)} cannot be run on inputs of shape {batch.shape}: {why}") from error
 
     return run
 
 
 def check_arguments(model: Path | str | bytes, threads: int) -> None:
-    """See that there is a file, and a thread to run it.
+    """See that there is a file which is fit to be opened (`sealed.checked`), and a thread to run it.
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: `threads` is below 1.
+        ValueError: the file is damaged or no ONNX model, or `threads` is below 1.
 
     >>> check_arguments(b"a model", 1)
     """
     if threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
-    if not isinstance(model, bytes) and not Path(model).is_file():
-        raise FileNotFoundError(f"no ONNX file at {model}: export the model first or correct the path")
+    if not isinstance(model, bytes):
+        checked(Path(model))
 
 
 def why_not(provider: Provider) -> str | None:
@@ -98,13 +103,20 @@ def _open(
             _options(threads, kernels),
             providers=[provider],
             disabled_optimizers=_DISABLED,
+            enable_fallback=0,  # which prints, and tries the same again
         )
     except Exception as error:  # the errors of onnxruntime have no base class of their own
-        where = "these bytes" if isinstance(source, bytes) else source
-        raise ValueError(f"ONNX Runtime cannot load {where}: expected a whole ONNX model; {error}") from error
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load {_name(source)}: expected a whole ONNX model, but ONNX Runtime says {why}"
+        ) from error
     if provider not in opened.get_providers():  # it goes on with the CPU and says so on stderr only
-        raise ValueError(f"{provider} does not start here: see what ONNX Runtime printed above")
+        raise ValueError(f"{provider} does not start here: write another runtime, or see that its libraries are found")
     return opened
+
+
+def _name(model: Path | str | bytes) -> str:
+    return "these bytes" if isinstance(model, bytes) else str(model)
 
 
 def input_shape(model: Path | str | bytes) -> tuple[int, ...]:
@@ -138,6 +150,9 @@ def _options(threads: int, kernels: Kernels) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Without it CPUs with AVX2 but no VNNI add pairs of uint8 x int8 products in int16, which overflows at 8 bits.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    # 4-bit weights times float activations: it would round those to 8 bits, which nobody asked for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    options.log_severity_level = 4  # what goes wrong is raised
     if kernels == "float":
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads == 1:
