@@ -73,7 +73,12 @@ def test_per_channel_forward_and_gradient_are_those_of_torch(bits: int, axis: in
 def test_the_backward_pass_needs_nothing_of_the_inputs_size_but_the_input() -> None:
     x, one = torch.randn(64, requires_grad=True), torch.tensor(1.0)
     kept: list[Tensor] = []
-    with torch.autograd.graph.saved_tensors_hooks(lambda tensor: kept.append(tensor) or tensor, lambda tensor: tensor):
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         affine.fake_quantize(x, 0.1 * one, 2 * one, 0 * one, 7 * one)
     assert [tensor.data_ptr() for tensor in kept if tensor.numel() > 1] == [x.data_ptr()]
 
