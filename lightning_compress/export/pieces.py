@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
 from lightning_compress.export.layers import Layer, Network
+from lightning_compress.export.sealed import checked
 
 _OPSET, _IR = 21, 10
 _QUANTIZE, _DEQUANTIZE = "QuantizeLinear", "DequantizeLinear"
@@ -25,8 +26,10 @@ def read(file: Path) -> Network:
     """The layers of an ONNX file, in its order, and what its other operators write.
 
     Raises:
-        ValueError: it has an operator that takes long and is no conv or linear layer.
+        FileNotFoundError: there is no file.
+        ValueError: it is damaged, or has an operator that takes long and is no conv or linear layer.
     """
+    checked(file)
     return _Graph(file).network()
 
 
