@@ -102,7 +102,7 @@ def _compile(model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
             made = torch.compile(graph, dynamic=False)
             made(inputs)
         except Exception as error:  # whatever the many parts of the compiler raise
-            raise ValueError(f"torch.compile cannot compile this model: {error}") from error
+            raise ValueError(f"torch.compile cannot compile this model: {str(error).splitlines()[0]}") from error
     return made
 
 
