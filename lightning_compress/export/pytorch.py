@@ -102,7 +102,8 @@ def _compile(model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
             made = torch.compile(graph, dynamic=False)
             made(inputs)
         except Exception as error:  # whatever the many parts of the compiler raise
-            raise ValueError(f"torch.compile cannot compile this model: {error}") from error
+            first = str(error).partition("\n")[0]
+            raise ValueError(f"torch.compile cannot compile this model: {first}") from error
     return made
 
 
