@@ -75,7 +75,8 @@ def test_with_rounded_inputs_only(tmp_path: Path) -> None:
 def test_an_operator_that_no_table_prices(tmp_path: Path) -> None:
     value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", 4, 4]) for name in "xy"]
     graph = onnx.helper.make_graph([onnx.helper.make_node("MatMul", ["x", "x"], ["y"])], "g", value[:1], value[1:])
-    onnx.save(onnx.helper.make_model(graph), tmp_path / "scores.onnx")
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 21)], ir_version=10)
+    onnx.save(model, tmp_path / "scores.onnx")
     with pytest.raises(ValueError, match="no latency table prices MatMul"):
         pieces.read(tmp_path / "scores.onnx")
 

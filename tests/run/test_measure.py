@@ -137,7 +137,7 @@ def test_latency_is_taken_side_by_side(net: nn.Module, inputs: Tensor, tmp_path:
 
 
 def test_dense_and_model_count_with_their_fastest_runtimes(
-    inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    net: nn.Module, inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def run(_one: Any, model: chooser.Deployable, *_: Any) -> tuple[Any, float]:
         if (model.onnx.name, _one.name) == ("dense.onnx", "openvino/f32"):
@@ -153,9 +153,7 @@ def test_dense_and_model_count_with_their_fastest_runtimes(
     monkeypatch.setattr(chooser.Deployable, "expected", lambda *_: None)
     monkeypatch.setattr(chooser.Deployable, "tolerance", lambda *_: 0.0)
     monkeypatch.setattr(latency, "sample", lambda calls, rounds: {key: seconds[call] for key, call in calls.items()})
-    files = {name: tmp_path / f"{name}.onnx" for name in ("dense", "model")}
-    for path in files.values():
-        path.touch()
+    files = {name: measure.export_dense(net, inputs[:2], tmp_path / f"{name}.onnx") for name in ("dense", "model")}
     timing = measure.Timing(batch_size=2, runtimes=["onnxruntime", "openvino/f32"])
     cost = measure.time_beside(files["dense"], files["model"], inputs, timing)
     assert cost["latency_ratio"] == pytest.approx((1 / 4 + 2 / 4) / 2)
