@@ -222,10 +222,10 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
 
     Coded weights become int8 (uint8 where an 8-bit affine range asks for it) under a DequantizeLinear; activations go
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
-    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but
-    those of at most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed
-    (sealed.py). `example` is
-    one batch of float32 inputs; input and output are called "input" and "output", the free dimension "batch".
+    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
+    most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
+    `example` is one batch of float32 inputs; input and output are called "input" and "output", the free dimension
+    "batch".
 
     Raises:
         ValueError: an activation has more than 8 bits.
