@@ -67,7 +67,7 @@ def accuracy(session: Session, batches: list[tuple[NDArray[Any], NDArray[Any]]])
 
 
 def test_split(config: dict[str, Any], size: int) -> tuple[Any, list[tuple[NDArray[Any], NDArray[Any]]]]:
-    """The data of a run, and its test split in batches of one size; the last one is filled from the first."""
+    """The data of a run, and its test split in batches of one size; what is left over at the end is left out."""
     data = build.data(config)
     parts = [(x.numpy(), y.numpy()) for x, y, *_ in data.test_dataloader()]
     x, y = (np.concatenate(part) for part in zip(*parts, strict=True))
