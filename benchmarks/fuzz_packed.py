@@ -1,30 +1,15 @@
-"""Mutates compressed files and reads them: nothing but a ValueError may come out, in little time and memory.
+"""Packed files with something wrong: what `fuzz.py packed` reads."""
 
-python benchmarks/fuzz_packed.py --minutes 10 --seed 0 --record reports/records/fuzz.json
-
-Half of the mutants change the data and half the header, most of them under a checksum that is made right again. They
-are read, and what can be read is rebuilt, in a process of their own whose address space is limited; a death of that
-process is a finding too. A case is made again from its number and the seed: --case 12345 reads it here.
-"""
-
-import argparse
 import copy
 import json
-import multiprocessing
-import platform
 import random
-import resource
 import struct
-import tempfile
-import time
 import zlib
-from collections import Counter
-from dataclasses import dataclass, field
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
+from fuzz_bytes import scrambled
 from torch import nn
 
 from lightning_compress.core import edits, surgery
@@ -33,10 +18,8 @@ from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
 from lightning_compress.export import packed
 
-ROOM = 512 * 2**20
-BATCH = 200
+NAME, VERSION = "case.lcz", packed.VERSION
 GOOD = ("refused", "unfit", "read")
-SLOW, STUCK = 10.0, 120.0
 ODD: list[Any] = [0, 1, -1, 2, 7, 15, 255, 2**16, 2**20, 2**31, 2**40, 2**62, 2**63, 10**30, 0.5, 1e308]
 ODD += [float("nan"), "", "0", "conv.weight", "ff", [], [0], [[]], {}, {"b": 4}, None, True, False]
 
@@ -107,27 +90,6 @@ def sealed(text: bytes, data: bytes) -> bytes:
     return packed.MAGIC + struct.pack("<BI", packed.VERSION, zlib.crc32(rest)) + rest
 
 
-def scrambled(data: bytes, rng: random.Random) -> bytes:
-    """Some bytes of it flipped, overwritten, left out, doubled or put in."""
-    out = bytearray(data)
-    for _ in range(rng.choice((1, 1, 1, 2, 4, 16))):
-        place = rng.randrange(len(out) + 1)
-        size = rng.choice((1, 1, 2, 4, 8, 64))
-        way = rng.randrange(5)
-        if way == 0 and place < len(out):
-            out[place] ^= 1 << rng.randrange(8)
-        elif way == 1:
-            out[place : place + size] = rng.choice((b"\xff", b"\0", b"\x80", rng.randbytes(1))) * size
-        elif way == 2:
-            del out[place : place + size]
-        elif way == 3:
-            out[place:place] = rng.randbytes(size)
-        else:
-            other = rng.randrange(len(out) + 1)
-            out[place:place] = out[other : other + size]
-    return bytes(out)
-
-
 def reworded(text: bytes, rng: random.Random) -> bytes:
     """The header with some of its values changed for odd ones or for each other."""
     header = json.loads(text)
@@ -176,134 +138,3 @@ def outcome(file: bytes, path: Path) -> str:
     except BaseException as error:
         return f"{type(error).__name__} in rebuild: {str(error)[:200]}"
     return "read"
-
-
-def held(key: str) -> int:
-    """Bytes of memory of this process, by its name in /proc."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
-
-
-def read_mutants(files: list[bytes], seed: int, first: int, until: float, pipe: Connection) -> None:
-    """Read cases from the number `first` on, telling the number of each before it is read."""
-    torch.set_num_threads(1)
-    with tempfile.TemporaryDirectory() as folder:
-        outcome(files[0], Path(folder) / "case.lcz")  # what is loaded late is loaded now
-        resource.setrlimit(resource.RLIMIT_AS, (held("VmSize") + ROOM,) * 2)
-        before, number = held("VmRSS"), first
-        while time.monotonic() < until:
-            seen: list[tuple[int, str, float]] = []
-            for case in range(number, number + BATCH):
-                start = time.perf_counter()
-                pipe.send(case)
-                seen.append(
-                    (case, outcome(mutant(files, case, seed), Path(folder) / "case.lcz"), time.perf_counter() - start)
-                )
-            number += BATCH
-            pipe.send((seen, held("VmHWM") - before))
-
-
-@dataclass
-class Seen:
-    """What came of the cases so far; `number` is the next."""
-
-    number: int = 0
-    outcomes: Counter[str] = field(default_factory=Counter)
-    findings: list[dict[str, Any]] = field(default_factory=list)
-    grown: int = 0
-    slowest: tuple[float, int] = (0.0, -1)
-
-    def add(self, batch: list[tuple[int, str, float]], grown: int) -> None:
-        """Count a batch of cases."""
-        self.number, self.grown = batch[-1][0] + 1, max(self.grown, grown)
-        for case, found, seconds in batch:
-            good = found in GOOD
-            self.outcomes[found if good else found.split(":")[0]] += 1
-            self.slowest = max(self.slowest, (seconds, case))
-            if not good or seconds > SLOW:
-                self.find(case, f"{found}, {seconds:.1f} s")
-
-    def find(self, case: int, what: str) -> None:
-        """Note what must not be."""
-        self.findings.append({"case": case, "outcome": what})
-        print(self.findings[-1], flush=True)
-
-
-def fuzz(files: list[bytes], seed: int, minutes: float) -> Seen:
-    """Read mutants for so long, in another process once one has ended."""
-    until, seen = time.monotonic() + 60 * minutes, Seen()
-    context = multiprocessing.get_context("spawn")
-    while time.monotonic() < until:
-        here, there = context.Pipe(duplex=False)
-        child = context.Process(target=read_mutants, args=(files, seed, seen.number, until, there))
-        child.start()
-        there.close()
-        last = follow(here, child, seen)
-        child.join()
-        if child.exitcode:
-            seen.find(last, f"the process ended with {child.exitcode}")
-            seen.number = last + 1
-    return seen
-
-
-def follow(here: Connection, child: Any, seen: Seen) -> int:
-    """Take what a process tells until it ends; the number of the last case that it began."""
-    last = seen.number
-    while True:
-        if not here.poll(STUCK):
-            child.kill()
-        try:
-            message = here.recv()
-        except EOFError:
-            return last
-        if isinstance(message, int):
-            last = message
-        else:
-            seen.add(*message)
-
-
-def main() -> None:
-    """Fuzz, or read one case, and write the record."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--files", type=int, default=24, help="sound files to begin with")
-    parser.add_argument("--case", type=int, help="read this one here")
-    parser.add_argument("--record", type=Path, help="where to write what was seen")
-    arguments = parser.parse_args()
-    torch.manual_seed(arguments.seed)
-    draw = torch.Generator().manual_seed(arguments.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        files = [written(draw, Path(folder)) for _ in range(arguments.files)]
-        if arguments.case is not None:
-            print(packed.read(_kept(mutant(files, arguments.case, arguments.seed), Path(folder))))
-            return
-    seen = fuzz(files, arguments.seed, arguments.minutes)
-    record = {
-        "seed": arguments.seed,
-        "minutes": arguments.minutes,
-        "cases": seen.outcomes.total(),
-        "outcomes": dict(sorted(seen.outcomes.items())),
-        "findings": seen.findings,
-        "memory_grown_mib": round(seen.grown / 2**20, 1),
-        "slowest": {"seconds": round(seen.slowest[0], 3), "case": seen.slowest[1]},
-        "format_version": packed.VERSION,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-    }
-    print(json.dumps(record, indent=2))
-    if arguments.record:
-        arguments.record.parent.mkdir(parents=True, exist_ok=True)
-        arguments.record.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
-    if record["findings"]:
-        raise SystemExit(1)
-
-
-def _kept(file: bytes, folder: Path) -> Path:
-    path = folder / "case.lcz"
-    path.write_bytes(file)
-    return path
-
-
-if __name__ == "__main__":
-    main()

@@ -60,8 +60,8 @@ def rows(make_teacher: Make, *, compiled: bool) -> dict[str, Callable[[], list[M
 
 
 def bare(model: nn.Module, batches: Iterator[Any], *, compiled: bool) -> Callable[[], None]:
-    """A step of the plain dense loop."""
-    call: Callable[[Tensor], Tensor] = torch.compile(model.train()) if compiled else model.train()
+    """A step of a plain loop over a model that is in training mode."""
+    call: Callable[[Tensor], Tensor] = torch.compile(model) if compiled else model
     optimizer = sgd(model.parameters())
 
     def step() -> None:

@@ -17,8 +17,9 @@ One run: train under the methods that are switched on, export, check, measure, r
   lightning-compress train experiment=mnist/lenet5_joint seed=1
   lightning-compress train data=images data.source=photos model._target_=my_package.Net allow=[my_package]
 
-Keys are Hydra overrides: groups are data, model, prune, share, quantize, distill, optimizer, scheduler; any
-argument of a class can be set (methods.prune.score=squared). The same command resumes an interrupted run.""",
+Keys are Hydra overrides: groups are data, model, prune, share, freeze, quantize, distill, optimizer,
+scheduler; any argument of a class can be set (methods.prune.score=squared). The same command resumes an
+interrupted run.""",
     "sweep": """\
 A study: a dense teacher, dense baselines, many trials, the Pareto front, confirmation on fresh seeds, a report.
 
@@ -45,9 +46,20 @@ Write the ONNX file of a packed model.
 
   lightning-compress export runs/digits/model.lcz --to model.onnx""",
     "measure": """\
-Time ONNX files side by side in one call; the first is the reference of the ratios.
+Time ONNX files side by side in one call; the first at its fastest is the reference of the ratios. With --runtimes on
+every runtime that is there; packed .lcz files run in PyTorch too.
 
-  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1""",
+  lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1
+  lightning-compress measure runs/a/dense.onnx runs/a/model.lcz --runtimes all""",
+    "table": """\
+Measure how long each layer of a network takes at many channel counts: a latency table, and its error on whole networks.
+
+  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --out cpu.json
+  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --export pi
+  lightning-compress table --show cpu.json
+
+With measure.table=cpu.json runs and sweeps take their latency from it. --export writes a folder for another device,
+where `python measure_table.py` needs numpy and onnxruntime only and writes the table.""",
     "report": """\
 Write a study's report again from its results, with what was measured on other devices.
 
@@ -91,15 +103,24 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
     made["export"].add_argument("packed", type=Path)
     made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
-    made["export"].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
+    for name in ("export", "measure"):
+        made[name].add_argument("--allow", action="append", default=[], metavar="PACKAGE",
                                 help="a package of yours that the network comes from")  # fmt: skip
-    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files")
-    for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", 50)):
-        made["measure"].add_argument(option, type=int, default=default)
+    made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files, or packed .lcz ones")
+    made["measure"].add_argument("--runtimes", default="onnxruntime", metavar="NAME,...",
+                                 help="all, or some of onnxruntime, openvino, torch, cuda, tensorrt")  # fmt: skip
+    for command, rounds in (("measure", 50), ("table", 15)):
+        for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", rounds)):
+            made[command].add_argument(option, type=int, default=default)
+    made["table"].add_argument("overrides", nargs="*", help="key=value")
+    goal = made["table"].add_mutually_exclusive_group(required=True)
+    goal.add_argument("--out", type=Path, help="the JSON file to write")
+    goal.add_argument("--export", type=Path, metavar="FOLDER", help="write what measures it on another device")
+    goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
 
 
 def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
-    for name in ("train", "sweep", "report", "dashboard", "pick"):
+    for name in ("train", "table", "sweep", "report", "dashboard", "pick"):
         made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
                                 help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
     made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")

@@ -168,20 +168,57 @@ def _export(arguments: argparse.Namespace, console: Console) -> None:
 
 
 def _measure(arguments: argparse.Namespace, console: Console) -> None:
-    from lightning_compress.run.measure import compare_files
+    from lightning_compress.export import chooser
+    from lightning_compress.run.compare import compare
 
-    found = compare_files(arguments.files, arguments.batch_size, arguments.threads, arguments.rounds)
-    first = next(iter(found.values()))
+    names = arguments.runtimes.split(",")
+    found = compare(
+        arguments.files,
+        runtimes=names,
+        batch_size=arguments.batch_size,
+        threads=arguments.threads,
+        rounds=arguments.rounds,
+        allow=arguments.allow,
+    )
+    first = next(iter(found.latencies.values()))
     table = Table(
         title=f"{first.device}, batch {first.batch_size}, {first.threads} thread(s), {first.rounds} rounds side by side"
     )
-    for column in ("file", "runtime", "median ms", "p10", "p90", "ratio", "times faster"):
+    for column in ("file", "runtime", "median ms", "p10", "p90", "ratio", "times faster", "gap"):
         words = column in ("file", "runtime")
         table.add_column(column, justify="left" if words else "right", overflow="fold")
-    for name, timing in found.items():
+    for (name, on), timing in sorted(found.latencies.items(), key=lambda item: item[1].ratio):
         numbers = (timing.median_ms, timing.p10_ms, timing.p90_ms, timing.ratio, 1 / timing.ratio)
-        table.add_row(name, timing.runtime, *(f"{number:.3f}" for number in numbers))
+        row = (*(f"{number:.3f}" for number in numbers), f"{found.gaps[name, on]:.2g}")
+        table.add_row(name, timing.runtime, *row)
     console.print(table)
+    said = [
+        f"fastest for {name}: {found.fastest(name).runtime}" for name in dict.fromkeys(n for n, _ in found.latencies)
+    ]
+    said += [f"left out: {name} on {on}: {why}" for (name, on), why in found.left_out.items()]
+    said += [f"not here: {one.name}: {why}" for one in chooser.named(names) if (why := one.why_not()) is not None]
+    console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.deploy import table
+    from lightning_compress.export.latency_table import Table as LatencyTable
+    from lightning_compress.run import config
+
+    if arguments.show is None:
+        composed = config.compose(arguments.overrides, folders=arguments.search_in)
+        timing = {"batch": arguments.batch_size, "threads": arguments.threads, "rounds": arguments.rounds}
+        if min(timing.values()) < 1:
+            raise ValueError("table: expected --batch-size, --threads and --rounds from 1 up")
+        with console.status("writing models") as status:
+            if arguments.export:
+                table.write_folder(composed, arguments.export, status.update)
+            else:
+                table.measure(composed, arguments.out, timing, status.update)
+        console.print(f"written: {arguments.export or arguments.out}", soft_wrap=True)
+    if not arguments.export:
+        for line in LatencyTable.read(arguments.show or arguments.out).told():
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
@@ -191,6 +228,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "sync": _sync,
     "export": _export,
     "measure": _measure,
+    "table": _table,
     "report": _report,
     "pick": _pick,
 }
@@ -201,7 +239,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader = parser()
     # argparse takes overrides in one place only; known-args parsing lets them stand before and after options.
     arguments, rest = reader.parse_known_args(argv)
-    if rest and (arguments.command != "train" or any(text.startswith("-") for text in rest)):
+    if rest and (arguments.command not in ("train", "table") or any(text.startswith("-") for text in rest)):
         reader.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest

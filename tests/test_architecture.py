@@ -27,9 +27,13 @@ HOMES = {
     "ray": {"launch/ray.py"},
     "hydra": {"run/config.py"},
     "omegaconf": {"run/config.py"},
-    "onnx": {"export/onnx.py"},
+    "onnx": {"export/pieces.py"},
     "onnxscript": {"export/onnx.py"},
-    "onnxruntime": {"export/runtime.py", "deploy/predict.py", "deploy/measure.py"},  # the last two leave this package
+    "onnxruntime": {
+        *("export/runtime.py", "export/trial.py"),  # the latter is a program of its own
+        *("deploy/predict.py", "deploy/measure.py", "deploy/measure_table.py"),  # these leave this package
+    },
+    "openvino": {"export/openvino.py"},
     "torch_pruning": {"prune/channels.py"},
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},

@@ -9,6 +9,7 @@ import pytest
 import lightning_compress
 from lightning_compress.arguments import EXAMPLES
 from lightning_compress.cli import main
+from lightning_compress.export import openvino
 from lightning_compress.run.result import Result
 from lightning_compress.sweep.spec import StudySpec
 
@@ -62,6 +63,17 @@ def test_train_shows_its_numbers_and_returns_a_finished_run(
     assert "onnxruntime" in table
     assert "n.onnx" in table
     assert "batch 2, 1 thread(s), 3 rounds" in table
+    assert "fastest for n.onnx: onnxruntime 1." in table
+    assert "not here" not in table
+    few = ["--rounds", "3", "--batch-size", "2", "--runtimes", "onnxruntime,torch/eager,tensorrt/x"]
+    assert main(["measure", "m.onnx", "runs/first/model.lcz", *few]) == 2
+    assert "no runtime 'tensorrt/x': did you mean 'tensorrt'?" in capsys.readouterr().err
+    few[-1] = "onnxruntime,torch/eager,openvino"
+    assert main(["measure", "m.onnx", "runs/first/model.lcz", *few]) == 0
+    said = capsys.readouterr().out
+    assert "left out: m.onnx on torch/eager: it runs PyTorch models" in said
+    assert "fastest for runs/first/model.lcz: " in said
+    assert ("not here: openvino/bf16: this CPU has no bf16" in said) == (openvino.why_not("bf16") is not None)
 
 
 def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

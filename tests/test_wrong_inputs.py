@@ -85,6 +85,7 @@ TEACHER = ["distill=kl", "model@teacher.model=small_conv", "teacher.epochs=1"]
 WRONG: dict[str, tuple[list[str], list[str]]] = {
     "key": (["epoch=3"], ["'epoch'", "did you mean 'epochs'?"]),
     "added key": (["+epoch=3"], ["'epoch'", "did you mean 'epochs'?"]),
+    "no table": (["measure.onnx=true", "measure.table=cpu.json"], ["no latency table at cpu.json", "--out FILE"]),
     "nested key": (["measure.latencies=true"], ["'measure.latencies'", "did you mean 'measure.latency'?"]),
     "group": (["optimiser=sgd"], ["'optimiser'", "did you mean 'optimizer'?"]),
     "group option": (["quantize=afine"], ["quantize/afine", "did you mean 'affine'?"]),
@@ -98,6 +99,12 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "function name": (["prune=gradual", "methods.prune.score=magnitud"], ["did you mean 'magnitude'?"]),
     "group without an option": (["scheduler=null"], ["scheduler must be one of constant, cosine, steps; got 'null'"]),
     "no value": (["data=images"], ["data.source needs a value"]),
+    "runtime": (["measure.runtimes=[onnxruntim]"], ["measure.runtimes: no runtime", "did you mean 'onnxruntime'?"]),
+    "runtime of models": (
+        ["measure.runtimes=[onnxruntime,torch]", "measure.onnx=true"],
+        ["torch runs PyTorch models", "onnxruntime, openvino, cuda, tensorrt"],
+    ),
+    "no runtime": (["measure.runtimes=[]"], ["measure.runtimes: expected at least one runtime of onnxruntime"]),
     "no equals sign": (["prune"], ["expected key=value, got 'prune'"]),
     "grammar": (["name=["], ["'name=['", "quotes"]),
     "word for a count": (["epochs=many"], ["epochs must be a count from 0 up; got 'many'"]),
@@ -117,6 +124,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "order": (
         [f"+methods.first={{_target_:{QUANTIZE}}}", f"+methods.second={{_target_:{PRUNE},sparsity:0.5}}"],
         ["out of stage order", "got [Quantize (NUMERICS), Prune (SPARSITY)], write [Prune, Quantize]"],
+    ),
+    "nothing to freeze": (
+        ["freeze=profit"],
+        ["Freeze: expected 2 layers with quantized weights or more", "put a Quantize"],
     ),
     "no layer": (["prune=gradual", "methods.prune.select='^block'"], ["Prune matched no layer", "'^block'", "names)"]),
     "excludes nothing": (["quantize=affine", "methods.quantize.exclude=[head]"], ["exclude='head' matches no layer"]),
@@ -312,6 +323,7 @@ STUDIES: dict[str, tuple[dict[str, Any], list[str]]] = {
     "test objective": ({"objectives": {"test/accuracy": "max"}}, ["select on the test split", "val/accuracy"]),
     "base": ({"base": [*TINY, "epoch=3"]}, ["did you mean 'epochs'?"]),
     "no latency": ({"base": TINY}, ["measure.latency=false", "take", "away"]),
+    "no table": ({"base": [*STUDY["base"], "measure.table=cpu.json"]}, ["no latency table at cpu.json"]),
     "several processes": ({"base": ["trainer.devices=2"]}, ["launch", "processes: 2"]),
     "recipe": ({"enqueue": [{"optimizer.lrr": 0.1}]}, ["enqueue", "did you mean 'optimizer.lr'?"]),
     "hostile": ({"base": [*TINY, "model._target_=os.system"]}, ["'os.system' is not allowed"]),
@@ -405,9 +417,41 @@ def test_study_of_another_space(refused: Refused, tmp_path: Path) -> None:
     assert "--fresh" in line
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 9}, "is no latency table of schema 1, it has 9: write one with `lightning-compress table"),
+        ({"threads": "many"}, "is a damaged latency table"),
+        ({"batch_size": 8}, "set measure.batch_size=8 measure.threads=1"),
+        ({}, "does not price layer 'conv1', a conv 3x3 8x8 (float to float) of 1 channels in and 4 out: measure again"),
+    ],
+)
+def test_latency_table_of_a_run(changes: dict[str, Any], said: str, refused: Refused) -> None:
+    bench = {"schema": 1, "device": "a", "runtime": "b", "threads": 1, "batch_size": 64, "layers": [], "networks": []}
+    Path("cpu.json").write_text(json.dumps({**bench, **changes}))
+    assert said in refused("train", *TINY, "measure.onnx=true", "measure.table=cpu.json", "--out", "run")
+    assert not list(Path("run").glob("phase*")), "nothing was trained"
+
+
+def test_table(refused: Refused, tmp_path: Path) -> None:
+    assert "no latency table at nowhere.json" in refused("table", "--show", "nowhere.json")
+    assert "did you mean 'resnet20'?" in refused("table", "model=resnet21", "--out", "t.json")
+    assert "--rounds from 1 up" in refused("table", "--out", "t.json", "--rounds", "0")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").touch()
+    assert "name another folder" in refused("table", "--export", "full")
+    assert not Path("t.json").exists()
+
+
 def test_measure(refused: Refused, finished: Path, tmp_path: Path) -> None:
     assert "no ONNX file at nowhere.onnx" in refused("measure", "nowhere.onnx")
-    assert "expected a whole ONNX model" in refused("measure", finished / "model.lcz")
+    (tmp_path / "packed.onnx").write_bytes((finished / "model.lcz").read_bytes())
+    assert "expected a whole ONNX model" in refused("measure", tmp_path / "packed.onnx")
+    (tmp_path / "no.lcz").write_bytes(b"LCZ")
+    assert "is not a sound compressed model" in refused("measure", tmp_path / "no.lcz")
+    packed = finished / "model.lcz"
+    assert "no runtime 'openvin': did you mean 'openvino'?" in refused("measure", packed, "--runtimes", "openvin")
+    assert "expected at least 1 thread, got 0" in refused("measure", packed, "--threads", "0")
     (tmp_path / "empty.onnx").touch()
     assert "empty.onnx" in refused("measure", tmp_path / "empty.onnx")
 

@@ -32,20 +32,29 @@ def device_name() -> str:
     return platform.processor() or platform.machine()
 
 
+def whole(name: str) -> Path:
+    """A file of this folder, which has to be the one that was written here."""
+    path, listed = HERE / name, (HERE / "checksums.sha256").read_text().splitlines()
+    if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}" not in listed:
+        raise ValueError(f"{path} is damaged, or not the file that checksums.sha256 lists: copy the folder again")
+    return path
+
+
 def session(name: str, kernels: str, threads: int) -> onnxruntime.InferenceSession:
     """One of the two models, opened as it was in the study."""
     options = onnxruntime.SessionOptions()
     options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.add_session_config_entry("session.x64quantprecision", "1")
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     if kernels == "float":
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads == 1:  # nothing spins while it waits
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.inter_op.allow_spinning", "0")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     return onnxruntime.InferenceSession(
-        str(HERE / f"{name}.onnx"), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        str(whole(f"{name}.onnx")), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
 
 

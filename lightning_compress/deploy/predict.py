@@ -5,6 +5,7 @@ python predict.py --check            outputs on samples.npz beside those that Py
 Add --float-kernels where measure.py found them faster.
 """
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -15,17 +16,26 @@ import onnxruntime
 HERE = Path(__file__).resolve().parent
 
 
+def whole(name: str) -> Path:
+    """A file of this folder, which has to be the one that was written here."""
+    path, listed = HERE / name, (HERE / "checksums.sha256").read_text().splitlines()
+    if f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {name}" not in listed:
+        raise ValueError(f"{path} is damaged, or not the file that checksums.sha256 lists: copy the folder again")
+    return path
+
+
 def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
     """Scores [number, classes] of `pixels` [number, ...]."""
     facts, options = json.loads((HERE / "preprocessing.json").read_text()), onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # int8 sums must not saturate on older CPUs
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float activations stay float
     if kernels == "float":
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if list(pixels.shape[1:]) != facts["input_shape"]:
         raise ValueError(f"expected pixels of shape [number, *{facts['input_shape']}], got {list(pixels.shape)}")
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
-        str(HERE / "model.onnx"), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
+        str(whole("model.onnx")), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
     mean, std = (np.array(facts[name]).reshape([-1] + [1] * (pixels.ndim - 2)) for name in ("mean", "std"))
     scale, shift = (facts["pixel_scale"] / std).astype(np.float32), (-mean / std).astype(np.float32)

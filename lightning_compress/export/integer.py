@@ -1,6 +1,7 @@
 """A finalized model over integers: weights and biases as codes, activations rounded to uint8."""
 
 import copy
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -39,6 +40,10 @@ def _(x: Tensor, scale: Tensor, zero: Tensor, high: Tensor | None) -> Tensor:
 class Coded(nn.Module):
     """A tensor that is computed from integer codes; with `block`, so many entries along dim 1 share a scale."""
 
+    codes: Tensor
+    scale: Tensor
+    zero: Tensor
+
     def __init__(self, codes: Tensor, scale: Tensor, zero: Tensor, axis: int | None, block: int = 0) -> None:
         super().__init__()
         self.register_buffer("codes", codes)
@@ -60,6 +65,10 @@ class Rounded(nn.Module):
         ValueError: it has more than 8 bits.
     """
 
+    scale: Tensor
+    zero: Tensor
+    high: Tensor | None
+
     def __init__(self, fixed: FixedQuantizer) -> None:
         super().__init__()
         high = fixed.high - fixed.low
@@ -78,7 +87,7 @@ class Rounded(nn.Module):
 class Deployed(nn.Module):
     """The model with the tensors named in `coded` computed from their codes."""
 
-    def __init__(self, model: nn.Module, coded: dict[str, Coded]) -> None:
+    def __init__(self, model: nn.Module, coded: Mapping[str, nn.Module]) -> None:
         super().__init__()
         self.model = model
         self.coded = nn.ModuleDict({name.replace(".", "/"): tensor for name, tensor in coded.items()})
@@ -147,10 +156,21 @@ def _masked(found: _Integers, centred: Tensor, mask: Tensor | None) -> _Integers
     return _Integers(centred, found.scale, found.zero, found.axis, found.block)
 
 
+def _is_uint4(found: _Integers, centred: Tensor) -> bool:
+    if found.zero is None:
+        return False
+    codes = centred + found.wide(found.zero)
+    return all(int(x.min()) >= 0 and int(x.max()) <= 15 for x in (codes, found.zero))
+
+
 def _coded(found: _Integers, centred: Tensor, scale: Tensor) -> Coded:
-    """The codes as int8 with zero point 0 where they fit, which runs everywhere and fastest, else as uint8."""
+    """The codes as int8 with zero point 0 where they fit, which runs everywhere and fastest, else as uint8.
+
+    Blocks have no integer kernel to lose: 4-bit ones that only fit 4 bits with their zero points keep those.
+    """
     dtype, zero = torch.int8, torch.zeros_like(scale, dtype=torch.int32)
-    if int(centred.min()) < -128 or int(centred.max()) > 127:
+    low, high = int(centred.min()), int(centred.max())
+    if low < -128 or high > 127 or (found.block and high - low > 7 and _is_uint4(found, centred)):
         assert found.zero is not None
         if int(found.zero.min()) < 0 or int(found.zero.max()) > 255:
             raise ValueError(f"8-bit affine weights need zero points in [0, 255], got {found.zero.tolist()}")

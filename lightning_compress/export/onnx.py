@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import numpy as np
 import onnxscript
 import torch
+from numpy.typing import NDArray
 from onnxscript import ir
 from onnxscript import opset21 as op
 from torch import Tensor
@@ -19,6 +21,7 @@ from torch.onnx import ONNXProgram
 from lightning_compress.core.method import Compact
 from lightning_compress.export import integer
 from lightning_compress.export.integer import Coded, Deployed
+from lightning_compress.export.sealed import sealed
 
 #: Known to every onnxruntime that we support; on 1.31 later ones fuse no more into int8 kernels.
 OPSET = 21
@@ -84,6 +87,98 @@ def _unshare(graph: ir.Graph) -> None:
             node.replace_input_with(2, own)
 
 
+def _narrow(graph: ir.Graph) -> None:
+    """Put the 4-bit codes of linear layers in blocks two to a byte, the way around that runtimes have kernels for.
+
+    ONNX Runtime 1.31 makes DequantizeLinear and a product one MatMulNBits where the blocks lie along the first
+    dimension of the weights and their length is a power of two from 16 up. With 8-bit codes that is slower, not faster.
+    """
+    for node in list(graph):
+        block = node.attributes["block_size"].as_int() if node.op_type == "DequantizeLinear" else 0
+        tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
+        if block < 16 or block & (block - 1) or len(tensors) < 3 or len(node.outputs[0].uses()) != 1:
+            continue
+        codes, scale, zero = (tensor.numpy() for tensor in tensors)
+        kind = _four_bits(codes, zero)
+        if kind is None or codes.ndim != 2 or not _turn(node.outputs[0], graph):
+            continue
+        node.attributes["axis"] = ir.AttrInt64("axis", 0)
+        node.outputs[0].shape = ir.Shape(codes.shape[::-1])
+        for place, (array, of) in enumerate(((codes, kind), (scale, ir.DataType.FLOAT), (zero, kind))):
+            _put(graph, node, place, ir.tensor(np.ascontiguousarray(array.T), dtype=of))
+
+
+def _four_bits(codes: NDArray[Any], zero: NDArray[Any]) -> ir.DataType | None:
+    """The type of 4 bits that holds codes and zero points."""
+    for kind, low, high in ((ir.DataType.INT4, -8, 7), (ir.DataType.UINT4, 0, 15)):
+        signed = codes.dtype == np.int8 if low else codes.dtype == np.uint8
+        if signed and all(low <= x.min() and x.max() <= high for x in (codes, zero)):
+            return kind
+    return None
+
+
+def _turn(weights: ir.Value, graph: ir.Graph) -> bool:
+    """Have what takes weights as [out, in] take them as [in, out]; whether there is a kernel for it then."""
+    user = next(iter(weights.uses())).node
+    if user.op_type == "Gemm":
+        if not _has_kernel(user, weights, {"transB": 1}):
+            return False
+        user.attributes["transB"] = ir.AttrInt64("transB", 0)
+        if len(user.inputs) > 2:
+            _split(user, graph)
+        return True
+    turned = user.outputs[0]
+    products = [use.node for use in turned.uses()] if user.op_type == "Transpose" else []
+    if not products or any(node.op_type != "MatMul" or not _has_kernel(node, turned, {}) for node in products):
+        return False
+    for node in products:
+        node.replace_input_with(1, weights)
+    graph.remove(user, safe=True)
+    return True
+
+
+def _has_kernel(product: ir.Node, weights: ir.Value, flags: dict[str, int]) -> bool:
+    """Whether it is a product of floats, not codes, with weights; has no activation that ONNX Runtime fuses it with."""
+    usual: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    plain = usual | {key: flag.value for key, flag in product.attributes.items()} == usual | flags
+    source = product.inputs[0].producer() if product.inputs[0] is not None else None
+    rounded = source is not None and source.op_type == "DequantizeLinear"
+    behind = [use.node.op_type for use in product.outputs[0].uses()]
+    activated = len(product.inputs) < 3 and ("Relu" in behind or "Clip" in behind)
+    return plain and product.inputs[1] is weights and not rounded and not activated
+
+
+def _split(product: ir.Node, graph: ir.Graph) -> None:
+    """Add the bias of a product on its own: ONNX Runtime fuses it again, but an activation behind it no more."""
+    bare = ir.Node("", "Gemm", product.inputs[:2], name=f"{product.name}_product", version=product.version)
+    made, out = bare.outputs[0], product.outputs[0]
+    made.name, made.shape, made.type = f"{out.name}_product", out.shape, out.type
+    graph.insert_before(product, bare)
+    product.op_type = "Add"
+    product.attributes.clear()
+    product.replace_input_with(0, made)
+    product.replace_input_with(1, product.inputs[2])
+    product.resize_inputs(2)
+
+
+def _put(graph: ir.Graph, node: ir.Node, place: int, tensor: ir.TensorProtocol) -> None:
+    """Give an input of a node another value, under the same name where nobody else has it."""
+    old = node.inputs[place]
+    assert old is not None
+    assert old.name is not None
+    name = old.name
+    node.replace_input_with(place, None)
+    if old.uses():
+        name = f"{name}_{node.name}"
+    else:
+        del graph.initializers[name]
+    new = ir.Value(
+        name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
+    )
+    graph.register_initializer(new)
+    node.replace_input_with(place, new)
+
+
 def _pool(graph: ir.Graph) -> None:
     """Call a mean over the image what it is: runtimes have an integer kernel for global pooling, and none for means."""
     for node in graph:
@@ -101,13 +196,36 @@ def _pool(graph: ir.Graph) -> None:
                 del graph.initializers[axes.name]
 
 
+def _round_before_max(graph: ir.Graph) -> None:
+    """Round what a maximum pooling takes as what it gives, which changes no number: a rounded maximum is one of those.
+
+    OpenVINO pools in integers then, and lets the layer before give codes.
+    """
+    for node in graph:
+        after = [user for user, _ in node.outputs[0].uses()]
+        if node.op_type != "MaxPool" or [user.op_type for user in after] != ["QuantizeLinear"]:
+            continue
+        rounding = after[0]
+        value = node.inputs[0]
+        while True:
+            copy = ir.node(rounding.op_type, [value, *rounding.inputs[1:]], rounding.attributes)
+            graph.insert_before(node, copy)
+            value = copy.outputs[0]
+            if rounding.op_type == "DequantizeLinear":
+                break
+            rounding = next(user for user, _ in rounding.outputs[0].uses())  # a Clip of the codes may come first
+        node.replace_input_with(0, value)
+
+
 def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
     Coded weights become int8 (uint8 where an 8-bit affine range asks for it) under a DequantizeLinear; activations go
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
-    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each. `example` is
-    one batch of float32 inputs; input and output are called "input" and "output", the free dimension "batch".
+    int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
+    most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
+    `example` is one batch of float32 inputs; input and output are called "input" and "output", the free dimension
+    "batch".
 
     Raises:
         ValueError: an activation has more than 8 bits.
@@ -143,9 +261,31 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     _check(program.model.graph, deployed)
     _unshare(program.model.graph)
     _pool(program.model.graph)
+    _round_before_max(program.model.graph)
+    _narrow(program.model.graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     program.save(str(path))
-    return Path(path)
+    path = Path(path)
+    path.write_bytes(sealed(path.read_bytes()))
+    return path
+
+
+def activation_bits(path: str | Path) -> list[int]:
+    """The bits of every rounding of activations in an ONNX file: those up to a Clip of the codes, else 8.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     net = torch.nn.Linear(2, 3).eval().requires_grad_(False)
+    ...     activation_bits(export(Compact(net, {}), torch.zeros(1, 2), Path(folder) / "model.onnx"))
+    []
+    """
+    bits = []
+    for node in ir.load(str(path)).graph:
+        if node.op_type == "QuantizeLinear":
+            clips = [user for user, _ in node.outputs[0].uses() if user.op_type == "Clip"]
+            most = clips[0].inputs[2].const_value if clips and clips[0].inputs[2] else None
+            bits.append(8 if most is None else int(most.numpy()).bit_length())
+    return bits

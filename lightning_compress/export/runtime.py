@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: the only file that imports onnxruntime."""
+"""ONNX Runtime, on the CPU unless asked otherwise: the only file that imports onnxruntime."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,18 +8,25 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from lightning_compress.export.sealed import checked
 from lightning_compress.tracking.provenance import cpu_name
 
 name = f"onnxruntime {onnxruntime.__version__}"
 
 
 Kernels = Literal["integer", "float"]
+#: Where it computes. Those on a GPU were never run by this project's tests.
+Provider = Literal["CPUExecutionProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"]
 # It rounds float weights between quantized activations to 8 bits, with one step for all, which nobody asked for.
 _DISABLED = ["WeightBiasQuantization"]
 
 
 def session(
-    model: Path | str | bytes, threads: int = 1, *, kernels: Kernels = "integer"
+    model: Path | str | bytes,
+    threads: int = 1,
+    *,
+    kernels: Kernels = "integer",
+    provider: Provider = "CPUExecutionProvider",
 ) -> Callable[[NDArray[Any]], NDArray[Any]]:
     """Open an ONNX model, a file or its bytes, with one input and one output; returns `inputs -> outputs`.
 
@@ -32,7 +39,8 @@ def session(
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: the model cannot be loaded or has not exactly one input and one output, or `threads` is below 1.
+        ValueError: the model cannot be loaded or has not exactly one input and one output, `threads` is below 1, or the
+            `provider` does not start.
 
     Example:
         >>> from onnx import TensorProto, helper
@@ -43,34 +51,72 @@ def session(
         >>> session(model.SerializeToString())(np.array([[-1.0, 2.0]], np.float32))
         array([[0., 2.]], dtype=float32)
     """
-    opened = _open(model, threads, kernels)
+    opened = _open(model, threads, kernels, provider)
     inputs = [value.name for value in opened.get_inputs()]
     outputs = [value.name for value in opened.get_outputs()]
     if len(inputs) != 1 or len(outputs) != 1:
         raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
 
     def run(batch: NDArray[Any]) -> NDArray[Any]:
-        return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+        try:
+            return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+        except Exception as error:  # the errors of onnxruntime have no base class of their own
+            why = " ".join(str(error).split())
+            raise ValueError(f"{_name(model)} cannot be run on inputs of shape {batch.shape}: {why}") from error
 
     return run
 
 
-def _open(model: Path | str | bytes, threads: int, kernels: Kernels) -> onnxruntime.InferenceSession:
+def check_arguments(model: Path | str | bytes, threads: int) -> None:
+    """See that there is a file which is fit to be opened (`sealed.checked`), and a thread to run it.
+
+    Raises:
+        FileNotFoundError: there is no file at `model`.
+        ValueError: the file is damaged or no ONNX model, or `threads` is below 1.
+
+    >>> check_arguments(b"a model", 1)
+    """
     if threads < 1:
         raise ValueError(f"expected at least 1 thread, got {threads}")
+    if not isinstance(model, bytes):
+        checked(Path(model))
+
+
+def why_not(provider: Provider) -> str | None:
+    """Why nothing can run on a provider here; None where it may.
+
+    >>> why_not("CPUExecutionProvider")
+    """
+    if provider in onnxruntime.get_available_providers():
+        return None
+    return f"{name} was built without {provider}: install onnxruntime-gpu in its place, on a machine with an NVIDIA GPU"
+
+
+def _open(
+    model: Path | str | bytes, threads: int, kernels: Kernels, provider: Provider = "CPUExecutionProvider"
+) -> onnxruntime.InferenceSession:
+    check_arguments(model, threads)
     source = model if isinstance(model, bytes) else str(model)
-    if isinstance(source, str) and not Path(source).is_file():
-        raise FileNotFoundError(f"no ONNX file at {source}: export the model first or correct the path")
     try:
-        return onnxruntime.InferenceSession(
+        opened = onnxruntime.InferenceSession(
             source,
             _options(threads, kernels),
-            providers=["CPUExecutionProvider"],
+            providers=[provider],
             disabled_optimizers=_DISABLED,
+            enable_fallback=0,  # which prints, and tries the same again
         )
     except Exception as error:  # the errors of onnxruntime have no base class of their own
-        where = "these bytes" if isinstance(source, bytes) else source
-        raise ValueError(f"ONNX Runtime cannot load {where}: expected a whole ONNX model; {error}") from error
+        why = " ".join(str(error).split())
+        raise ValueError(
+            f"cannot load {_name(source)}: expected a whole ONNX model, but ONNX Runtime says {why}"
+        ) from error
+    if provider not in opened.get_providers():  # it goes on with the CPU and says so on stderr only
+        raise ValueError(f"{provider} does not start here: write another runtime, or see that its libraries are found")
+    return opened
+
+
+def _name(model: Path | str | bytes) -> str:
+    return "these bytes" if isinstance(model, bytes) else str(model)
 
 
 def input_shape(model: Path | str | bytes) -> tuple[int, ...]:
@@ -104,6 +150,9 @@ def _options(threads: int, kernels: Kernels) -> onnxruntime.SessionOptions:
     options.inter_op_num_threads = 1
     # Without it CPUs with AVX2 but no VNNI add pairs of uint8 x int8 products in int16, which overflows at 8 bits.
     options.add_session_config_entry("session.x64quantprecision", "1")
+    # 4-bit weights times float activations: it would round those to 8 bits, which nobody asked for.
+    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+    options.log_severity_level = 4  # what goes wrong is raised
     if kernels == "float":
         options.add_session_config_entry("session.disable_quant_qdq", "1")
     if threads == 1:

@@ -1,6 +1,6 @@
 """Whether an exported model computes what the PyTorch model computes, on real inputs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -25,8 +25,18 @@ def compare(model: nn.Module, session: Callable[[NDArray[Any]], NDArray[Any]], i
     >>> compare(net, lambda x: net(torch.from_numpy(x)).numpy(), torch.ones(3, 2))["agreement"]
     1.0
     """
-    expected = model(inputs)
-    got = torch.from_numpy(session(inputs.numpy()))
+    return distance(model(inputs), torch.from_numpy(session(inputs.numpy())))
+
+
+def distance(expected: Tensor, got: Tensor) -> dict[str, float]:
+    """How far outputs are off, as `compare` says it.
+
+    Raises:
+        ExportMismatchError: they have not the shape of the expected ones.
+
+    >>> distance(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 2.0]]))["relative_error"]
+    0.25
+    """
     if got.shape != expected.shape:
         raise ExportMismatchError(f"expected outputs of shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     error = (got - expected).abs()
@@ -50,7 +60,15 @@ def tolerance(model: nn.Module) -> float:
     >>> round(tolerance(FixedQuantizer(torch.tensor(1.0), torch.tensor(0), 0, 255)), 4)
     0.0157
     """
-    bits = [module.bits for module in model.modules() if isinstance(module, FixedQuantizer)]
+    return explained([module.bits for module in model.modules() if isinstance(module, FixedQuantizer)])
+
+
+def explained(bits: Sequence[int]) -> float:
+    """`tolerance`, of a model that rounds activations to so many bits, each time it does.
+
+    >>> explained([])
+    0.001
+    """
     return min(0.5, 2 * max(4, len(bits)) ** 0.5 / (2 ** min(bits) - 1)) if bits else 1e-3
 
 

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core import edits, surgery
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact, Edit
-from lightning_compress.prune.mask import Mask
 from lightning_compress.prune.patterns import Score, masked_weight
 
 

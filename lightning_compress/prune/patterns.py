@@ -10,8 +10,8 @@ from typing import Any, Protocol, final
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
-from lightning_compress.prune.mask import Mask
 
 Score = Callable[[Tensor], Tensor]
 

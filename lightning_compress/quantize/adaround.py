@@ -22,6 +22,8 @@ _LR = 1e-2
 _ROWS = 32
 #: A weight so near to a code, in steps, stays there: zeros of masks, and the largest, which the scale follows.
 _AT_CODE = 1e-4
+#: A v so low that its share is zero, and so are its part of the regulariser and its gradient.
+_SETTLED = -9.0
 
 
 def rectified(v: Tensor) -> Tensor:
@@ -93,7 +95,7 @@ def learn(
         nearest = affine.codes(weight, scale, torch.zeros_like(scale), quantizer.low, quantizer.high)
         below = (weight / scale).floor()
         free = (weight / scale - nearest).abs() > _AT_CODE
-        v = unrectified(weight / scale - below)
+        v = unrectified(weight / scale - below).masked_fill_(~free, _SETTLED)
 
     def rounded(up: Tensor) -> Tensor:
         codes = torch.where(free, (below + up).clamp(quantizer.low, quantizer.high), nearest)
@@ -109,7 +111,7 @@ def learn(
             loss = error.sum() * len(weight) / error.numel()  # summed over channels, mean over the rest
             beta = beta_at(step, steps)
             if beta is not None:
-                loss = loss + _LAMBDA * undecided(up[free], beta)
+                loss = loss + _LAMBDA * undecided(up, beta)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -35,10 +35,10 @@ def pairs(model: nn.Module, example: Any) -> dict[str, str]:
 
 
 @final
-class Freeze:
+class FrozenNorms:
     """A forward pre-hook that has batch norms use their running statistics, and leave them alone, once `frozen`.
 
-    >>> norms, net = Freeze(), nn.Sequential(nn.BatchNorm1d(2))
+    >>> norms, net = FrozenNorms(), nn.Sequential(nn.BatchNorm1d(2))
     >>> norms.put_on(net)
     >>> norms.frozen = True
     >>> net.train()(torch.ones(1, 2)).shape
@@ -63,7 +63,7 @@ class Freeze:
     def take_off(model: nn.Module) -> None:
         """Leave the batch norms of `model`."""
         for module in model.modules():
-            for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, Freeze)]:
+            for key in [key for key, hook in module._forward_pre_hooks.items() if isinstance(hook, FrozenNorms)]:
                 del module._forward_pre_hooks[key]
 
 

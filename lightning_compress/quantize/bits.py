@@ -4,6 +4,9 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
+from torch import nn
+
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.quantize.sensitivity import Sensitivity
 
@@ -71,3 +74,17 @@ def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedul
         if values[0] is not None:
             found[layer] = as_schedule(values[0])
     return found
+
+
+def change(quantizer: Any, wanted: int) -> list[nn.Parameter]:
+    """Give a quantizer so many bits; returns those of its learnables that have other values by that.
+
+    >>> from lightning_compress.quantize.learned import LSQInput
+    >>> quantizer = LSQInput(8)
+    >>> change(quantizer, 4) == [quantizer.scale], change(quantizer, 4)
+    (True, [])
+    """
+    own: list[nn.Parameter] = quantizer.learnables()
+    before = [parameter.detach().clone() for parameter in own]
+    quantizer.set_bits(wanted)
+    return [parameter for parameter, old in zip(own, before, strict=True) if not torch.equal(parameter, old)]

@@ -53,6 +53,15 @@ def _run(model: nn.Module, batches: Sequence[Any], handles: Sequence[Any]) -> No
             handle.remove()
 
 
+def by_channel(layer: nn.Module, output: Tensor) -> Tensor:
+    """What a layer put out as [numbers, channels].
+
+    >>> by_channel(nn.Conv2d(1, 3, 1), torch.ones(2, 3, 4, 5)).shape
+    torch.Size([40, 3])
+    """
+    return output.flatten(0, -2) if isinstance(layer, nn.Linear) else output.transpose(0, 1).flatten(1).T
+
+
 def mean_outputs(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """Mean of a plain layer's output for each of its channels, over everything else.
 
@@ -62,8 +71,7 @@ def mean_outputs(layer: nn.Module, inputs: Sequence[Tensor]) -> Tensor:
     """
     total, number = torch.zeros(()), 0
     for x in inputs:
-        y = layer(x).double()
-        rows = y.flatten(0, -2) if isinstance(layer, nn.Linear) else y.transpose(0, 1).flatten(1).T
+        rows = by_channel(layer, layer(x)).double()
         total, number = total.to(rows.device) + rows.sum(0), number + len(rows)
     return (total / number).to(inputs[0].dtype)
 

@@ -45,7 +45,7 @@ def learned(x: Tensor, scale: Tensor, offset: Tensor | None, low: Tensor, high: 
         if offset is not None:
             zero = zero_of(offset, scale, low, high)
             code, place = code.add_(zero), place.add_(zero)
-        code = code.clamp_(low, high)
+        code = affine.clip_(code, low, high)
         value = ((code if offset is None else code - zero) * scale).to(x.dtype)
         # A product and a sign and not two comparisons: see affine.py on bool tensors.
         inside = (place - low).mul_(high - place).sign_().clamp_(min=0.0)
@@ -236,7 +236,7 @@ class PACT(InputQuantizer):
         """The input as its codes stand for it."""
         with torch.no_grad():
             wide, (scale, _) = x.float(), self.qparams()
-            value = (wide / scale).round_().clamp_(self.low, self.high).mul_(scale).to(x.dtype)
+            value = affine.clip_((wide / scale).round_(), self.low, self.high).mul_(scale).to(x.dtype)
             alpha, side = positive(self.alpha), self.low / self.high
             outside = (wide - side * alpha).mul_(wide - alpha).sign_().clamp_(min=0.0)
             beyond = torch.clamp(wide.sign(), min=side).mul_(outside).to(x.dtype)

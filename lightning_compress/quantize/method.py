@@ -96,11 +96,9 @@ class Quantize(Method):
         bits.check("weight_bits", weight_bits, self._make_weight)
         bits.check("activation_bits", activation_bits, self._make_input)
         bits.check("ends", ends, uniform.Uniform)
-        self.weight_bits, self.activation_bits, self.ends = weight_bits, activation_bits, ends
-        self.outputs = outputs
+        self.weight_bits, self.activation_bits, self.ends, self.outputs = weight_bits, activation_bits, ends, outputs
         self.start, self.freeze, self.freeze_batchnorm = start, freeze, freeze_batchnorm
-        self.calibration_batches = calibration_batches
-        self.lr, self.decay = lr, decay
+        self.calibration_batches, self.lr, self.decay = calibration_batches, lr, decay
         self.select, self.exclude = select, tuple(exclude)
         self._weights: dict[str, WeightQuantizer] = {}
         self._inputs: dict[str, InputQuantizer] = {}
@@ -108,8 +106,9 @@ class Quantize(Method):
         self._pairs: dict[str, str] = {}
         self._readers: dict[str, list[str]] = {}
         self._bits_now: dict[tuple[str, str], int] = {}
-        self._norms = batchnorm.Freeze()
+        self._norms = batchnorm.FrozenNorms()
         self._active, self._observing = False, True
+        self._renewed: list[nn.Parameter] = []
 
     def get_extra_state(self) -> dict[str, bool]:
         """Whether quantization has begun, observation has ended, and batch norms are frozen."""
@@ -221,19 +220,28 @@ class Quantize(Method):
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The learned steps, bounds and levels."""
-        quantizers = (*self._weights.values(), *self._inputs.values())
-        params = [parameter for quantizer in quantizers for parameter in quantizer.learnables()]
+        params = self._learnables()
         group = {"params": params, "lr": self.lr, "weight_decay": self.decay}
         return [{key: value for key, value in group.items() if value is not None}] if params else []
 
+    def _learnables(self) -> list[nn.Parameter]:
+        quantizers = (*self._weights.values(), *self._inputs.values())
+        return [parameter for quantizer in quantizers for parameter in quantizer.learnables()]
+
+    def renewed(self) -> list[nn.Parameter]:
+        """What is learned, where quantization has just begun; where bits have changed, what they gave another size."""
+        return self._renewed
+
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
         """Follow the schedules and the batches' ranges."""
+        self._renewed = []
         self._set_bits(progress)
         if progress >= self.start and not self._active:
             self._start_weights(model)
             for quantizer in self._inputs.values():
                 quantizer.start(quantizer.range)
             self._switch(active=True, observing=True)
+            self._renewed = self._learnables()
         if model.training:
             self._follow(progress)
         self._norms.frozen = self.freeze_batchnorm < 1.0 and progress >= self.freeze_batchnorm
@@ -245,7 +253,7 @@ class Quantize(Method):
                 wanted = bits.at(schedule, progress)
                 if self._bits_now.get((kind, name)) != wanted:
                     self._bits_now[kind, name] = wanted
-                    quantizers[name].set_bits(wanted)
+                    self._renewed += bits.change(quantizers[name], wanted)
 
     def _follow(self, progress: float) -> None:
         seen.follow([quantizer for quantizer in self._inputs.values() if quantizer.observing])
@@ -269,7 +277,7 @@ class Quantize(Method):
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Fold batch norms into the scales, and put constants where quantizers were."""
-        batchnorm.Freeze.take_off(compact.model)
+        batchnorm.FrozenNorms.take_off(compact.model)
         for norm, into in self._pairs.items():
             if batchnorm.can_fold(compact.stored[surgery.dotted(into, "weight")]):
                 compact = batchnorm.folded(compact, norm, into)

@@ -9,7 +9,7 @@ from torch import Tensor
 from lightning_compress.core import lookup
 from lightning_compress.core.stored import Stored
 from lightning_compress.quantize import affine, gradient, observers, ranges
-from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, rows, spread
+from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, extremes, rows, spread
 
 Cover = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor]]
 
@@ -164,7 +164,7 @@ class Observed(InputQuantizer):
     @torch.no_grad()
     def note(self, x: Tensor) -> None:
         """Take down the minimum and the maximum of a batch."""
-        self.seen[:2].copy_(torch.stack(torch.aminmax(x)))
+        self.seen[:2].copy_(extremes(x))
 
     @torch.no_grad()
     def start(self, range: Tensor) -> None:

@@ -144,10 +144,19 @@ def export(file: Path, to: Path, allow: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: the file is damaged, or was written from an object.
     """
+    compact, shape = unpack(file, allow)
+    return onnx.export(compact, torch.zeros(2, *shape), to)
+
+
+def unpack(file: Path, allow: Sequence[str] = ()) -> tuple[Compact, list[int]]:
+    """The finalized model in a packed file that says which network it is of, and the shape of one input.
+
+    Raises:
+        ValueError: the file is damaged, or was written from an object.
+    """
     unpacked = packed.read(file)
     model = packed.rebuild(unpacked, _base(unpacked, file, allow))
-    shape = (unpacked.architecture or {})["input_shape"]
-    return onnx.export(Compact(model, unpacked.tensors, unpacked.edits), torch.zeros(2, *shape), to)
+    return Compact(model, unpacked.tensors, unpacked.edits), (unpacked.architecture or {})["input_shape"]
 
 
 def _base(unpacked: packed.Packed, file: str | Path, allow: Sequence[str]) -> nn.Module:

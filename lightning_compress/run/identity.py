@@ -79,14 +79,15 @@ def _read(path: Path) -> Any:
 
 
 def deciding(key: str, value: Any) -> Any:
-    """The value of a key of a configuration without what only says where things are found.
+    """The value of a key of a configuration without what only says where things are found, or that a method is off.
 
     >>> deciding("data", {"source": "mnist", "root": "data"})
     {'source': 'mnist'}
     """
     if not isinstance(value, dict):
         return value
-    return {name: inner for name, inner in value.items() if name not in _WHEREABOUTS.get(key, ())}
+    off = {name for name, inner in value.items() if key == "methods" and inner is None}
+    return {name: inner for name, inner in value.items() if name not in off.union(_WHEREABOUTS.get(key, ()))}
 
 
 def _seen_from(folder: Path, text: str) -> str:

@@ -1,8 +1,7 @@
 """Numbers of a finalized model, all from the files that were written and the tensors in them."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, final
@@ -17,8 +16,8 @@ from lightning_compress.core.task import Task
 from lightning_compress.cost.bops import bops, relative_bops
 from lightning_compress.cost.params import num_nonzeros, num_params
 from lightning_compress.cost.record import LayerCost, layer_table
-from lightning_compress.export import latency, onnx, packed, runtime, verify
-from lightning_compress.run import ranks
+from lightning_compress.export import chooser, onnx, packed, runtime, verify
+from lightning_compress.run import priced, ranks
 
 PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
 KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
@@ -29,6 +28,9 @@ KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
 class Timing:
     """How latency is measured: beside which dense ONNX file, on how many samples and threads, how often; or not.
 
+    Each of the two files counts with the fastest of `runtimes`, names that `chooser.here` knows.
+
+    With a `table` it is predicted from that file; the dense network's ONNX file is then there from the start.
     Without `latency`, `onnx` says whether the files to time later are written and checked.
     """
 
@@ -38,6 +40,8 @@ class Timing:
     rounds: int = 30
     latency: bool = True
     onnx: bool = True
+    runtimes: Sequence[str] = chooser.DEFAULT
+    table: Path | None = None
 
 
 @torch.no_grad()
@@ -131,55 +135,32 @@ def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
     return onnx.export(Compact(model.eval(), read_stored(model)), example, path)
 
 
-def side_by_side(files: Mapping[str, Path], inputs: Tensor, timing: Timing) -> dict[str, latency.Latency]:
-    """Latency of ONNX files in milliseconds per batch, all in one call; ratios are to the first.
-
-    All but the first run with integer and with float kernels; the faster one counts, and `runtime` names it.
-    """
+def side_by_side(files: Mapping[str, Path], inputs: Tensor, timing: Timing) -> chooser.Race:
+    """Latency of ONNX files in milliseconds per batch, all in one call, each on every one of the runtimes asked for."""
+    models = {name: chooser.Deployable(path) for name, path in files.items()}
     batch = np.resize(inputs.numpy(), (timing.batch_size, *inputs.shape[1:]))
-    reference = next(iter(files))
-    calls = {
-        (name, kernels): partial(runtime.session(path, timing.threads, kernels=kernels), batch)
-        for name, path in files.items()
-        for kernels in (KERNELS if name != reference else KERNELS[:1])
-    }
-    found = latency.measure(
-        {" ".join(key): call for key, call in calls.items()},
-        reference=f"{reference} {KERNELS[0]}",
-        bench=latency.Bench(runtime.name, runtime.device_name(), timing.threads, timing.batch_size),
-        rounds=timing.rounds,
-    )
-    fastest = {}
-    for name in files:
-        kernels = min((k for n, k in calls if n == name), key=lambda k: found[f"{name} {k}"].ratio)
-        named = runtime.name if kernels == KERNELS[0] else f"{runtime.name}, {kernels} kernels"
-        fastest[name] = replace(found[f"{name} {kernels}"], runtime=named)
-    return fastest
-
-
-def compare_files(files: Sequence[Path], batch_size: int, threads: int, rounds: int) -> dict[str, latency.Latency]:
-    """Latency of ONNX files on random inputs of the shape that the first one declares.
-
-    Raises:
-        ValueError: a file is no ONNX model, or one is named twice.
-    """
-    inputs = torch.randn(batch_size, *runtime.input_shape(files[0]))
-    named = {str(path): path for path in files}
-    return side_by_side(named, inputs, Timing(None, batch_size, threads, rounds))
+    runtimes = chooser.here(timing.runtimes)
+    return chooser.race(models, runtimes, batch, threads=timing.threads, rounds=timing.rounds)
 
 
 def time_beside(dense: Path, model: Path, inputs: Tensor, timing: Timing) -> dict[str, Any]:
-    """Latency of an ONNX file beside the dense one, as a Result's cost has it."""
+    """Latency of an ONNX file beside the dense one, as a Result's cost has it: each on its own fastest runtime.
+
+    Where a runtime could not run one of them or ran it wrongly, `runtimes_left_out` says so.
+    """
     found = side_by_side({"dense": dense, "model": model}, inputs, timing)
-    ours = asdict(found["model"])
+    ours = asdict(found.fastest("model"))
+    left_out = "; ".join(f"{runtime} ({of}): {why}" for (of, runtime), why in found.left_out.items())
     return {
         "latency_ms": ours.pop("median_ms"),
         "latency_p10_ms": ours.pop("p10_ms"),
         "latency_p90_ms": ours.pop("p90_ms"),
         "latency_ratio": ours.pop("ratio"),
         "latency_rounds": ours.pop("rounds"),
-        "dense_latency_ms": found["dense"].median_ms,
+        "dense_latency_ms": found.fastest("dense").median_ms,
+        "dense_runtime": found.fastest("dense").runtime,
         **ours,
+        **({"runtimes_left_out": left_out} if left_out else {}),
     }
 
 
@@ -202,8 +183,11 @@ def measure(
     files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
     if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)
-        dense = timing.reference or export_dense(make(), inputs[:2], folder / DENSE)
+        own = folder / DENSE
+        dense = timing.reference or (own if timing.table else export_dense(make(), inputs[:2], own))
         files["onnx"] = ONNX
-        if timing.latency:
+        if timing.latency and timing.table:
+            cost |= priced.price_beside(dense, folder / ONNX, priced.table_of(asdict(timing)))
+        elif timing.latency:
             cost |= time_beside(dense, folder / ONNX, inputs, timing)
     return files, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in rows]

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 
+from lightning_compress.export import chooser
 from lightning_compress.run.targets import Config, ConfigError, unknown
 
 #: Arguments of the trainer that other settings decide.
@@ -46,6 +47,7 @@ def check(config: Config, defaults: Config) -> None:
             raise ConfigError(f"{key} must be {expected}; got {value if value is _MISSING else repr(value)}")
     if config["measure"]["latency"] and not config["measure"]["onnx"]:
         raise ConfigError("measure.latency times the ONNX file: set measure.onnx=true, or measure.latency=false too")
+    check_runtimes(config["measure"])
     for key in config["trainer"]:
         if key in _DECIDED:
             instead = f": set {_DECIDED[key]} instead" if _DECIDED[key] else ""
@@ -54,6 +56,26 @@ def check(config: Config, defaults: Config) -> None:
             raise unknown(key, trainer_arguments(), where="the arguments of pytorch_lightning.Trainer")
     for number, phase in enumerate(config["phases"]):
         _check_phase(phase, f"phases[{number}]", config["methods"])
+
+
+def check_runtimes(measure: Config) -> None:
+    """See that the runtimes to time on exist, run ONNX files, and are on this machine if there will be such files.
+
+    Raises:
+        ConfigError: they do not; names the nearest, or what to install.
+    """
+    names = measure["runtimes"]
+    try:
+        found = chooser.here(names) if measure["onnx"] else chooser.named(names)
+    except ValueError as error:
+        raise ConfigError(f"measure.runtimes: {error}") from error
+    for one in found:
+        if one.needs == "pytorch":
+            fit = dict.fromkeys(other.family for other in chooser.RUNTIMES if other.needs != "pytorch")
+            raise ConfigError(
+                f"measure.runtimes: {one.family} runs PyTorch models, and a run times ONNX files; name some of "
+                f"{', '.join(fit)}"
+            )
 
 
 def _check_keys(config: Config, defaults: Config, prefix: str) -> None:
@@ -160,11 +182,15 @@ _FORMS: _Forms = {
     **_same(("evaluate_test", "measure.latency", "measure.onnx"), "true or false", _switch),
     **_same(("speed.channels_last", "speed.compile"), "true, false or null", _or_null(_switch)),
     **_same(("name", "wandb.mode", "wandb.project", "wandb.job_type", "wandb.name"), "a word", _word),
-    **_same(("weights", "teacher.weights", "measure.reference"), "the path of a file, or null", _or_null(_word)),
+    **_same(
+        ("weights", "teacher.weights", "measure.reference", "measure.table"),
+        "the path of a file, or null",
+        _or_null(_word),
+    ),
     **_same(("teacher.folder", "teacher.outputs", "wandb.folder"), "the path of a folder, or null", _or_null(_word)),
     **_same(("wandb.group", "wandb.id"), "a word, or null", _or_null(_word)),
     "speed.precision": ("a precision that Lightning knows, as 32-true or bf16-mixed, or null", _or_null(_word)),
-    **_same(("allow", "wandb.tags"), "a list of words", _each(_word)),
+    **_same(("allow", "wandb.tags", "measure.runtimes"), "a list of words", _each(_word)),
     "trainer": ("a mapping of arguments of pytorch_lightning.Trainer", lambda value: isinstance(value, dict)),
     "phases": ("a list of phases", _each(lambda value: True)),
 }

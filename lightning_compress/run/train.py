@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
-from lightning_compress.run import build, device, identity, log, measure, ranks
+from lightning_compress.export import pieces
+from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings
 from lightning_compress.run.fit import Job, Phase, fit
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Judge, PausedError, Rungs
@@ -50,7 +51,8 @@ def train(config: Config, folder: Path, rungs: Rungs | None = None) -> Result:
     digest = identity.claim(config, folder)
     with _threads(config["speed"]["threads"]), log.tracked(config, folder, digest) as run:
         try:
-            result = _finish(_fit(_set_up(config, folder), rungs, started, partial(log.epoch, config["name"], run)))
+            setting = _priceable(_set_up(config, folder))
+            result = _finish(_fit(setting, rungs, started, partial(log.epoch, config["name"], run)))
         except PausedError as pause:
             log.summary(run, pause.result)
             return pause.result
@@ -107,6 +109,7 @@ class _Fitted:
 
 
 def _set_up(config: Config, folder: Path) -> _Setting:
+    settings.check_runtimes(config["measure"])  # it may have been composed on another machine
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data(config)
     node = build.architecture(config["model"], data, config["allow"])
@@ -115,6 +118,15 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     build.check_fit(make(), data)
     build.rehearse(config, make, data, partial(_stand_in, config))
     return _Setting(config, folder, data, node, make, task)
+
+
+def _priceable(setting: _Setting) -> _Setting:
+    """See, before anything is trained, that the latency table has every layer of the network, if there is a table."""
+    options = setting.config["measure"]
+    if options["table"] and options["onnx"]:
+        dense = measure.export_dense(setting.make(), setting.data.example, setting.folder / measure.DENSE)
+        priced.table_of(options).check(pieces.read(dense))
+    return setting
 
 
 def _fit(setting: _Setting, rungs: Rungs, started: float, report: Report | None) -> _Fitted:
@@ -145,7 +157,8 @@ def _finish(fitted: _Fitted) -> Result:
     setting, compact = fitted.setting, fitted.compact
     config, data = setting.config, setting.data
     options = config["measure"]
-    timing = measure.Timing(**{**options, "reference": Path(options["reference"]) if options["reference"] else None})
+    paths = {key: Path(options[key]) if options[key] else None for key in ("reference", "table")}
+    timing = measure.Timing(**{**options, **paths})
     files, checks, cost, layers = measure.measure(
         compact, setting.make, sample(data), setting.folder, architecture=setting.node, timing=timing
     )

@@ -20,7 +20,7 @@ from lightning_compress.run.predict import predict
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Rungs
 from lightning_compress.run.targets import Config
-from lightning_compress.run.timing import time_run
+from lightning_compress.run.timing import time_priced, time_run
 from lightning_compress.run.train import train
 
 LOCK = ".lock"
@@ -57,6 +57,18 @@ def timing(folder: str, reference: str | None = None, record: str = FILE) -> dic
     home = Path(folder)
     with _alone_in(home):
         return time_run(home, Path(reference) if reference else None, record)
+
+
+def timing_priced(folder: str, reference: str | None = None) -> dict[str, Any] | None:
+    """Time a run whose latency came from a table; None where that is of another device.
+
+    Raises:
+        TimeoutError: another process is at work in the folder.
+        ValueError: what `time_priced` raises.
+    """
+    home = Path(folder)
+    with _alone_in(home):
+        return time_priced(home, Path(reference) if reference else None)
 
 
 def test(folder: str, data: Config | None = None) -> dict[str, float]:  # noqa: PT028  # not a test

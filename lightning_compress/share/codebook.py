@@ -1,4 +1,4 @@
-"""The parametrizations of a shared weight: a codebook, and the zeros that it must not fill."""
+"""The parametrization of a shared weight: a codebook."""
 
 from typing import Any, ClassVar, final
 
@@ -75,27 +75,3 @@ class Codebook(nn.Module):
         if self.centroids.dim() == 1:
             codes = codes.view(stored.value.shape)
         return stored.chosen(codes, self.centroids.detach().cpu().float())
-
-
-@final
-class Zeros(nn.Module):
-    """Keeps exact zeros of the start weights, as an earlier phase's pruning left them, where no mask says so.
-
-    >>> zeros = Zeros(torch.tensor([0.0, 2.0]))
-    >>> zeros(torch.ones(2))
-    tensor([0., 1.])
-    """
-
-    mask: Tensor
-
-    def __init__(self, weight: Tensor) -> None:
-        super().__init__()
-        self.register_buffer("mask", (weight != 0).to(weight.dtype))
-
-    def forward(self, weight: Tensor) -> Tensor:
-        """The weight with its zeros, of the weight's shape."""
-        return weight * self.mask
-
-    def store(self, stored: Stored) -> Stored:
-        """A masked tensor on disk."""
-        return stored.masked(self.mask.cpu() > 0)

@@ -11,9 +11,10 @@ from torch import distributed as dist
 from torch.nn.utils import parametrize
 
 from lightning_compress.core import select, surgery
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Method, Stage
 from lightning_compress.share import cluster
-from lightning_compress.share.codebook import Codebook, Zeros
+from lightning_compress.share.codebook import Codebook
 
 _SCOPES = ("layer", "global")
 _MOST_LEVELS = 2**16
@@ -168,7 +169,7 @@ class Share(Method):
                 "write length=1, or exclude the layer from one of the two"
             )
         if pruned:
-            masks = [*masks, Zeros(weight)]
+            masks = [*masks, Mask.of(weight)]
         for step in (book, *masks):
             parametrize.register_parametrization(layer, "weight", step)
 

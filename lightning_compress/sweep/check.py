@@ -6,6 +6,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, final
 
+from lightning_compress.run.priced import table_of
 from lightning_compress.sweep import record, space
 from lightning_compress.sweep.rungs import ladder
 from lightning_compress.sweep.runs import Tools
@@ -33,6 +34,8 @@ def check(spec: StudySpec, tools: Tools) -> Checked:
     base = tools.compose(spec.base)
     if not base["measure"].get("latency", True):
         raise ValueError("base: a study's report compares latencies: take measure.latency=false away")
+    if base["measure"].get("table"):
+        table_of(base["measure"])
     if base.get("trainer", {}).get("devices", 1) != 1:
         raise ValueError("base: say under launch how many processes train a run: processes: 2, or devices: 2")
     if base["seed"] in spec.confirm_seeds:

@@ -55,9 +55,14 @@ def bring(folder: Path, spec: StudySpec, files: Sequence[Path]) -> list[Elsewher
     models = {sha256(path): path.parent.name for path in sorted((folder / "runs").glob("*/model.onnx"))}
     found = [_owned(folder, spec, file, models) for file in files]
     for one in found:
-        key = hashlib.sha256(f"{one.run} {one.label}".encode()).hexdigest()[:12]
-        write_json(folder / FOLDER / f"{one.run}-{key}.json", {"schema": _SCHEMA, **asdict(one)})
+        keep(folder, one)
     return found
+
+
+def keep(folder: Path, one: Elsewhere) -> None:
+    """Keep a latency with the study in `folder`."""
+    key = hashlib.sha256(f"{one.run} {one.label}".encode()).hexdigest()[:12]
+    write_json(folder / FOLDER / f"{one.run}-{key}.json", {"schema": _SCHEMA, **asdict(one)})
 
 
 def of_run(folder: Path, run: str) -> tuple[Elsewhere, ...]:

@@ -69,6 +69,8 @@ def _steps(job: steps.Job, plan: check.Checked, report_folder: Path) -> StudyRec
     steps.search(job, plan, teaching)
     selected = record.collect(job.folder)
     steps.confirm(job, selected, teaching)
+    if job.runs.priced:
+        steps.measure(job, selected)
     if job.spec.test:
         steps.test(job, selected)
     found = record.collect(job.folder)

@@ -97,6 +97,7 @@ def _facts(record: StudyRecord) -> dict[str, str]:
         "training time": f"{record.seconds / 60:.1f} minutes over all runs",
         "device": f"{first.cost.get('device')}, {first.cost.get('runtime')}, {first.cost.get('threads')} thread(s), "
         f"batch {first.cost.get('batch_size')}",
+        **({"latency": first.cost["latency_source"]} if "latency_source" in first.cost else {}),
         "commit": "none" if not commit else commit + (" with changes" if first.provenance.get("dirty") else ""),
         "hypervolume": f"{volume.value:.4f} of 1",
         "hypervolume scale": f"each objective linear over all trials and dense baselines: {bounds}; reference point "

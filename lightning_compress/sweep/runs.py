@@ -23,6 +23,7 @@ class Tools:
     trial: str = "lightning_compress.run.worker:trial"
     timing: str = "lightning_compress.run.worker:timing"
     test: str = "lightning_compress.run.worker:test"
+    timing_priced: str = "lightning_compress.run.worker:timing_priced"
 
 
 @final
@@ -57,6 +58,12 @@ class Runs:
     def __init__(self, folder: Path, *, spec: StudySpec, identity: str, tools: Tools, wandb_mode: str) -> None:
         self.folder, self._spec, self._identity, self._tools = folder / "runs", spec, identity, tools
         self._mode = wandb_mode
+        self._table = tools.compose(spec.base)["measure"].get("table")
+
+    @property
+    def priced(self) -> bool:
+        """Whether latencies come from a table: then none is measured during the search."""
+        return self._table is not None
 
     def place(self, name: str) -> Path:
         """Folder of the run called `name`."""
@@ -77,16 +84,23 @@ class Runs:
         return Job(run.name, self._tools.trial, {**arguments, "patience": patience}, place, self.resources)
 
     def timing(self, name: str, record: str) -> Job:
-        """The job that times what a run exported, beside the reference, and adds it to its file `record`."""
+        """The job that times what a run exported, beside the reference, and adds it to its file `record`.
+
+        It has the machine to itself, unless a table gives the latency.
+        """
+        job = self._timing(self._tools.timing, name, {"record": record})
+        return replace(job, resources=replace(job.resources, exclusive=False)) if self.priced else job
+
+    def timing_priced(self, name: str) -> Job:
+        """The job that times, beside the reference, what a table gave the latency of."""
+        return self._timing(self._tools.timing_priced, name, {})
+
+    def _timing(self, call: str, name: str, more: dict[str, Any]) -> Job:
         place = self.place(name)
         reference = reference_file(self.folder.parent, self._spec)
-        arguments = {
-            "folder": str(place.resolve()),
-            "reference": str(reference.resolve()) if reference else None,
-            "record": record,
-        }
+        arguments = {"folder": str(place.resolve()), "reference": str(reference.resolve()) if reference else None}
         one = min(1.0, self.resources.devices)
-        return Job(name, self._tools.timing, arguments, place, replace(self.resources, **_ALONE, devices=one))
+        return Job(name, call, {**arguments, **more}, place, replace(self.resources, **_ALONE, devices=one))
 
     def testing(self, name: str) -> Job:
         """The job that reads the test split for a finished run."""
@@ -126,6 +140,7 @@ class Runs:
             "wandb.folder": str(self.folder.parent.resolve()),
             "measure.onnx": run.timed,
             **({"trainer.devices": ranks} if ranks > 1 else {}),
+            **({"measure.table": str(Path(self._table).resolve())} if self._table else {}),
         }
         added = [f"++{override}" for override in space.overrides(forced)]
         return [*self._spec.base, *run.overrides, *space.overrides(labels), *added]

@@ -4,13 +4,14 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Protocol, final
+from typing import Any, Protocol, final
 
+from lightning_compress.launch import job as launched
 from lightning_compress.run import traffic
 from lightning_compress.run.result import Result
-from lightning_compress.sweep import check, control, objective, record, runs, space
+from lightning_compress.sweep import check, control, elsewhere, objective, record, runs, space
 from lightning_compress.sweep.ledger import Ledger
 from lightning_compress.sweep.pool import Event, Failed, Finished, Pool, Retried
 from lightning_compress.sweep.progress import Progress, told
@@ -182,15 +183,34 @@ def _again(spec: StudySpec, point: Point, overrides: tuple[str, ...], seed: int)
     return Run("confirm", f"{point.run}-{seed}", overrides, timed=False, from_dense=from_dense)
 
 
+def measure(job: Job, found: StudyRecord) -> None:
+    """Measure what a table gave the latency of, on the table's device: a column beside the predictions."""
+    job.progress.begin("latencies")
+    for point in (*found.front, *found.baselines):
+        if any(one.device == point.result.cost["device"] for one in point.elsewhere):
+            continue
+        taken = _done(job, job.runs.timing_priced(point.run), f"{point.name} could not be timed")
+        if taken is None:
+            job.progress.note("the latency table is of another device: measure there, with the folder that pick writes")
+            return
+        known = {field.name: taken[field.name] for field in fields(elsewhere.Elsewhere) if field.name in taken}
+        kernels = "float" if "float kernels" in taken["runtime"] else "integer"
+        elsewhere.keep(job.folder, elsewhere.Elsewhere(**known, kernels=kernels, run=point.run))
+
+
 def test(job: Job, found: StudyRecord) -> None:
     """Read the test split once for each point that is shown."""
     job.progress.begin("test split")
     for point in (*found.front, *found.baselines):
-        place = job.runs.place(point.run)
-        if (place / traffic.TEST).exists():
-            continue
-        handle = job.pool.launcher.submit(job.runs.testing(point.run))
-        while (outcome := handle.poll()) is None:
-            time.sleep(_PAUSE)
-        if outcome.cause != "done":
-            raise ValueError(f"the test split could not be read for {point.name}: {outcome.detail} (see {place})")
+        if not (job.runs.place(point.run) / traffic.TEST).exists():
+            _done(job, job.runs.testing(point.run), f"the test split could not be read for {point.name}")
+
+
+def _done(job: Job, work: launched.Job, failed: str) -> Any:
+    """What a job gives, once it is done."""
+    handle = job.pool.launcher.submit(work)
+    while (outcome := handle.poll()) is None:
+        time.sleep(_PAUSE)
+    if outcome.cause != "done":
+        raise ValueError(f"{failed}: {outcome.detail} (see {work.folder})")
+    return outcome.value

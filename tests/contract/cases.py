@@ -15,12 +15,13 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_compress.core.method import Compact, Method
-from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, learning_rate
+from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Steps, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
+from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
 from lightning_compress.quantize.sensitivity import Sensitivity
@@ -154,6 +155,17 @@ ROWS: dict[str, Case] = {
         ],
         weight_bits=3,
         activation_bits=4,
+        full_range=False,
+    ),
+    "prune-freeze": Case(
+        lambda: [
+            _prune(),
+            Freeze(stages=3, start=0.2, every=2),
+            Quantize(Steps(values=[8, 4], at=[0.9]), 8, weights="lsq", activations="lsq"),
+        ],
+        sparsity=0.6,
+        weight_bits=4,
+        activation_bits=8,
         full_range=False,
     ),
     "prune-dorefa-pact": Case(

@@ -20,6 +20,7 @@ from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
+from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
 from tests.contract import cases
@@ -43,9 +44,10 @@ def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
 
 
 def learned(teacher: nn.Module) -> list[Method]:
-    """Quantizers with parameters: some idle at first, some from the start, with masks below."""
+    """Quantizers with parameters: some idle at first, some from the start, with masks below; layers that freeze."""
     return [
         Prune(Polynomial(last=0.5, end=0.5), every=2),
+        Freeze(start=0.3, every=1),
         Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
         Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),
         Distill(teacher, weight=0.5),

@@ -20,7 +20,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"MASTER_ADDR": "127.0.0.1"}
     command = [sys.executable, str(Path(__file__).with_name("distributed.py")), str(found)]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=100)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-4000:]
     return found
 
@@ -50,6 +50,9 @@ def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
     learned = [key for key in first if key.endswith((".scale", ".offset", ".alpha", ".positive", ".negative"))]
     assert len(learned) == 2 + 2 * 2 + 1 + 2
     assert all(bool(first[key].isfinite()) for key in learned)
+    (freeze,) = (value for key, value in first.items() if key.endswith("methods.2._extra_state"))  # FromData is first
+    assert freeze["felt"].keys() == {"0", "3", "9"}
+    assert len(freeze["frozen"]) == 2
 
 
 @pytest.mark.parametrize("kind", ["module", "callback"])

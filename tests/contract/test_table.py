@@ -12,6 +12,7 @@ import lightning_compress
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.distill.method import Distill
+from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
 from tests.contract import cases
@@ -34,7 +35,7 @@ def test_every_method_of_the_package_has_a_row() -> None:
 
 def test_every_family_is_in_every_subset() -> None:
     families = {type(method) for method in cases.CASES[cases.ALL].build()}
-    assert families == _package_methods() - {BayesianBits}  # which is Quantize with quantizers of its own
+    assert families == _package_methods() - {BayesianBits, Freeze}  # Quantize with other quantizers, and nothing alone
     assert len(cases.SUBSETS) == 2 ** len(cases.CASES[cases.ALL].build())
 
 
@@ -43,7 +44,7 @@ def test_a_list_out_of_order_names_the_right_order(name: str) -> None:
     right = list(cases.CASES[name].build())
     names = re.escape(f"write [{', '.join(type(method).__name__ for method in right)}]")
     with pytest.raises(ValueError, match=names):
-        Compressor(right[::-1])
+        Compressor(sorted(right, key=lambda method: -method.stage))  # of one stage, as they were
 
 
 @final

@@ -137,10 +137,24 @@ def test_predict_notices_another_model_and_wrong_inputs(elsewhere: Path) -> None
     (elsewhere / "preprocessing.json").write_text(json.dumps(facts | {"mean": [3.0]}))
     assert "of which rounding explains" in _refused(elsewhere, "predict.py", "--check")
     (elsewhere / "preprocessing.json").write_text(json.dumps(facts))
-    (elsewhere / "model.onnx").write_bytes((elsewhere / "model.onnx").read_bytes()[:1000])
-    assert "model.onnx" in _refused(elsewhere, "predict.py", "--check")
     (elsewhere / "samples.npz").unlink()
     assert "samples.npz" in _refused(elsewhere, "predict.py", "--check")
+
+
+def test_damaged_models_are_not_opened(elsewhere: Path) -> None:
+    """Damage that is an ONNX file still: with other weights, that of the dense network, and one cut short."""
+    model = (elsewhere / "model.onnx").read_bytes()
+    flipped = bytearray(model)
+    flipped[len(model) // 2] ^= 1
+    for case in (bytes(flipped), (elsewhere / "dense.onnx").read_bytes(), model[:1000], b""):
+        (elsewhere / "model.onnx").write_bytes(case)
+        for words in (("predict.py", "--check"), ("measure.py",)):
+            assert "model.onnx is damaged, or not the file that checksums.sha256 lists" in _refused(elsewhere, *words)
+    (elsewhere / "model.onnx").write_bytes(model)
+    (elsewhere / "dense.onnx").write_bytes(model)
+    assert "dense.onnx is damaged" in _refused(elsewhere, "measure.py")
+    (elsewhere / "checksums.sha256").unlink()
+    assert "checksums.sha256" in _refused(elsewhere, "predict.py", "--check")
 
 
 def test_measure_writes_what_it_found(elsewhere: Path) -> None:
@@ -189,12 +203,14 @@ def test_measure_opens_models_as_the_study_does(kernels: runtime.Kernels, thread
             seen.append(options)
 
     with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure_script, "HERE", written)
         patch.setattr(onnxruntime, "InferenceSession", Session)
         measure_script.session("model", kernels, threads)
     for name in ("intra_op_num_threads", "inter_op_num_threads", "execution_mode", "graph_optimization_level"):
         assert getattr(seen[0], name) == getattr(ours, name)
     spin = "session.intra_op.allow_spinning"
-    for key in ("session.x64quantprecision", "session.disable_quant_qdq", spin):
+    level = "session.qdq_matmulnbits_accuracy_level"
+    for key in ("session.x64quantprecision", "session.disable_quant_qdq", spin, level):
         assert _entry(seen[0], key) == _entry(ours, key)
 
 
@@ -274,6 +290,8 @@ def test_preprocessing_is_that_of_the_data_module(written: Path, tmp_path: Path)
             return [feed["x"]]
 
     (tmp_path / "preprocessing.json").write_text(json.dumps(facts))
+    (tmp_path / "model.onnx").touch()
+    (tmp_path / "checksums.sha256").write_text(f"{sha256(tmp_path / 'model.onnx')}  model.onnx\n")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(predict_script, "HERE", tmp_path)
         patch.setattr(onnxruntime, "InferenceSession", Session)

@@ -6,9 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import edits, surgery
+from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
+from lightning_compress.data.digits import Digits
+from lightning_compress.quantize.method import Quantize
 
 ARCHITECTURE = {"name": "net", "width": 8}
 
@@ -102,3 +105,52 @@ def compact() -> Compact:
 @pytest.fixture
 def inputs() -> Tensor:
     return torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+class Residual(nn.Module):
+    """Convolutions, an addition, both poolings and a linear layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1, self.bn1, self.relu1 = nn.Conv2d(1, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.pool1 = nn.MaxPool2d(2)
+        self.conv2, self.bn2, self.relu2 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.conv3, self.bn3, self.relu3 = nn.Conv2d(16, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU()
+        self.pool2 = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(16, 10)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        x = self.pool1(self.relu1(self.bn1(self.conv1(inputs))))
+        x = self.relu3(self.bn3(self.conv3(self.relu2(self.bn2(self.conv2(x))))) + x)
+        outputs: Tensor = self.fc(self.pool2(x).flatten(1))
+        return outputs
+
+
+@pytest.fixture(scope="session")
+def digits() -> Tensor:
+    """Real inputs."""
+    data = Digits(eval_batch_size=64)
+    data.prepare_data()
+    data.setup("fit")
+    inputs: Tensor = next(iter(data.val_dataloader()))[0]
+    return inputs.contiguous()
+
+
+@pytest.fixture(scope="session")
+def residual(digits: Tensor) -> Callable[[int | None, int | None], Compact]:
+    """Makes the residual net with so many bits for weights and activations, calibrated on digits; None: floats."""
+
+    def make(weight_bits: int | None, activation_bits: int | None) -> Compact:
+        torch.manual_seed(0)
+        net: nn.Module = Residual()
+        with torch.no_grad():
+            for _ in range(30):
+                net.train()(digits)
+        if weight_bits is None and activation_bits is None:
+            return Compact(surgery.plain(net).eval(), raw(net))
+        compressor = Compressor([Quantize(weight_bits, activation_bits, outputs=activation_bits is not None)])
+        net = compressor.attach(net, digits[:1])
+        compressor.prepare(net, [(digits, None)])
+        return compressor.finalize(net, digits[:1])
+
+    return make

@@ -48,6 +48,7 @@ def test_session_options() -> None:
     assert one.get_session_config_entry("session.intra_op.allow_spinning") == "0"
     assert one.get_session_config_entry("session.inter_op.allow_spinning") == "0"
     assert one.get_session_config_entry("session.x64quantprecision") == "1"
+    assert one.get_session_config_entry("session.qdq_matmulnbits_accuracy_level") == "1"
     assert two.get_session_config_entry("session.disable_quant_qdq") == "1"
 
 
@@ -66,7 +67,7 @@ def test_corrupt_models_say_which(tmp_path: Path) -> None:
     whole = tiny_model().SerializeToString()
     for content in (b"", b"not a model", whole[: len(whole) // 2]):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"cannot load .*broken\.onnx: expected a whole ONNX model"):
+        with pytest.raises(ValueError, match=r"cannot load .*broken\.onnx: expected a whole ONNX model, but it "):
             runtime.session(path)
         with pytest.raises(ValueError, match="cannot load these bytes"):
             runtime.session(content)

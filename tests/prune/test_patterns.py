@@ -3,7 +3,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from lightning_compress.prune.mask import Mask
+from lightning_compress.core.mask import Mask
 from lightning_compress.prune.patterns import Unstructured, masked_weight
 from lightning_compress.prune.scores import magnitude
 

@@ -70,6 +70,35 @@ def test_per_channel_forward_and_gradient_are_those_of_torch(bits: int, axis: in
     assert torch.equal(ours.grad, theirs.grad)
 
 
+def test_the_backward_pass_needs_nothing_of_the_inputs_size_but_the_input() -> None:
+    x, one = torch.randn(64, requires_grad=True), torch.tensor(1.0)
+    kept: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        affine.fake_quantize(x, 0.1 * one, 2 * one, 0 * one, 7 * one)
+    assert [tensor.data_ptr() for tensor in kept if tensor.numel() > 1] == [x.data_ptr()]
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_compiled_gradient_is_the_eager_one(dtype: torch.dtype) -> None:
+    one = torch.tensor(1.0)
+    ends = 0.25 * one, 3 * one, 0 * one, 7 * one
+    upstream = torch.randn(4, 8, 2, 2).to(dtype, memory_format=torch.channels_last)
+    found = []
+    for call in (affine.fake_quantize, torch.compile(affine.fake_quantize, backend="aot_eager", fullgraph=True)):
+        x = torch.linspace(-2, 2, 128).view(4, 8, 2, 2).to(dtype).requires_grad_()
+        torch.autograd.backward(call(x, *ends), upstream)
+        assert x.grad is not None
+        found.append(x.grad)
+    assert torch.equal(*found)
+    assert 0 < int((found[0] == 0).sum()) < found[0].numel()
+
+
 def test_round_half_to_even_by_hand() -> None:
     x = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, 3.6])
     one = torch.tensor(1.0)

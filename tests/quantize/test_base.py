@@ -6,13 +6,21 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from lightning_compress.core.compressor import read_stored
-from lightning_compress.prune.mask import Mask
-from lightning_compress.quantize.base import mean_magnitude, rows
+from lightning_compress.core.mask import Mask
+from lightning_compress.quantize.base import extremes, mean_magnitude, rows
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.named import WEIGHTS
 from lightning_compress.share.codebook import Codebook
 
 BITS = {"ternary": 2, "ttq": 2, "binary": 1}
+
+
+def test_extremes_of_images_that_lie_channels_last_are_found_without_a_copy() -> None:
+    x = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    with torch.profiler.profile() as profile:
+        found = extremes(x)
+    assert torch.equal(found, torch.stack([x.min(), x.max()]))
+    assert not [event for event in profile.key_averages() if event.key in ("aten::clone", "aten::contiguous")]
 
 
 def shared(mask: bool, length: int = 1) -> tuple[nn.Sequential, Any]:

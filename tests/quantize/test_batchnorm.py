@@ -185,7 +185,7 @@ def test_scales_along_another_dimension_take_no_factor() -> None:
 def test_frozen_norms_use_their_running_statistics_and_leave_them_alone() -> None:
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4)))
     reference = copy.deepcopy(net).eval()
-    norms, x = batchnorm.Freeze(), torch.randn(6, 3, 2, 2)
+    norms, x = batchnorm.FrozenNorms(), torch.randn(6, 3, 2, 2)
     norms.put_on(net)
     net.train()
     assert not torch.allclose(net(x), reference(x))
@@ -201,7 +201,7 @@ def test_frozen_norms_use_their_running_statistics_and_leave_them_alone() -> Non
     )
     net(x).sum().backward()
     assert net[1].weight.grad is not None
-    batchnorm.Freeze.take_off(net)
+    batchnorm.FrozenNorms.take_off(net)
     assert not any(module._forward_pre_hooks for module in net.modules())
 
 
@@ -209,7 +209,7 @@ def test_frozen_norms_use_their_running_statistics_and_leave_them_alone() -> Non
 def test_frozen_norms_compile() -> None:
     torch._dynamo.reset()
     net = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
-    norms, x = batchnorm.Freeze(), torch.randn(6, 3, 2, 2)
+    norms, x = batchnorm.FrozenNorms(), torch.randn(6, 3, 2, 2)
     norms.put_on(net)
     compiled = torch.compile(net, backend="eager", fullgraph=True)
     compiled(x)

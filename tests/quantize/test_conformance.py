@@ -12,8 +12,9 @@ from torch.nn.utils import parametrize
 
 from lightning_compress.core import surgery
 from lightning_compress.core.compressor import read_stored
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.stored import Stored
-from lightning_compress.prune.mask import Mask
+from lightning_compress.quantize import gates, learned, levels, lowbit, uniform
 from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, rows
 from lightning_compress.quantize.named import ACTIVATIONS, WEIGHTS
 
@@ -29,8 +30,34 @@ class Row:
     idempotent: bool = True
     #: Rounding and clipping let the gradient of all weights through, or of all but those beyond a learned range.
     learned: int = 0
+    #: Whether gates choose the bits, so that nobody else sets them; fixed, they have a gradient of zero.
+    chosen: bool = False
 
 
+#: Logits of the gates that leave so many bits: open for 4, open for 8.
+_GATES = {2: (-6.0, 6.0), 4: (6.0, -6.0), 8: (6.0, 6.0)}
+
+
+def _fixed(quantizer: Any, bits: int) -> Any:
+    quantizer.finer.logits.data.copy_(torch.tensor(_GATES[bits]))
+    quantizer.finer.fix()
+    return quantizer
+
+
+def _gated_weight(bits: int) -> WeightQuantizer:
+    """Weights whose gates are fixed; how they are drawn before is in test_gates.py."""
+    return _fixed(gates.GatedWeight(8, prune=False), bits)  # type: ignore[no-any-return]
+
+
+def _gated_input(bits: int) -> InputQuantizer:
+    return _fixed(gates.GatedInput(8), bits)  # type: ignore[no-any-return]
+
+
+#: The tables of `Quantize`, and what `BayesianBits` puts in their place.
+_WEIGHTS: dict[str, Callable[..., WeightQuantizer]] = {**WEIGHTS, "gated": _gated_weight}
+_ACTIVATIONS: dict[str, Callable[..., InputQuantizer]] = {**ACTIVATIONS, "gated": _gated_input}
+
+# Without `stochastic`, which in training draws, so that nothing here but the mean is promised: see test_uniform.py.
 _ROWS = [
     Row("uniform"),
     Row("uniform", options={"per_channel": False}),
@@ -53,6 +80,7 @@ _ROWS = [
     Row("apot", (2, 3, 4, 5, 6), learned=1),
     Row("apot", (4,), {"normalize": True}, idempotent=False, learned=1),
     Row("powers_of_two", (2, 3, 4, 6), learned=1),
+    Row("gated", (2, 4, 8), learned=2, chosen=True),
 ]
 _INPUTS = [
     Row("observed", (1, 2, 4, 8)),
@@ -62,6 +90,7 @@ _INPUTS = [
     Row("pact", learned=1),
     Row("pact", (4,), {"bound": 1.5}, learned=1),
     Row("dorefa"),
+    Row("gated", (2, 4, 8), learned=2, chosen=True),
 ]
 
 
@@ -72,8 +101,15 @@ def _expanded(table: list[Row]) -> list[Any]:
 
 every_weight = pytest.mark.parametrize(("row", "bits"), _expanded(_ROWS))
 every_input = pytest.mark.parametrize(("row", "bits"), _expanded(_INPUTS))
-one_of_each = pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.name}-{row.options or ''}") for row in _ROWS])
-one_input = pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.name}-{row.options or ''}") for row in _INPUTS])
+
+
+def _each(table: list[Row], *, settable: bool = False) -> pytest.MarkDecorator:
+    kept = [row for row in table if not (settable and row.chosen)]
+    return pytest.mark.parametrize("row", [pytest.param(row, id=f"{row.name}-{row.options or ''}") for row in kept])
+
+
+one_of_each, one_input = _each(_ROWS), _each(_INPUTS)
+one_with_bits, one_input_with_bits = _each(_ROWS, settable=True), _each(_INPUTS, settable=True)
 
 
 def some(*shape: int, seed: int = 3) -> Tensor:
@@ -81,13 +117,13 @@ def some(*shape: int, seed: int = 3) -> Tensor:
 
 
 def weight_quantizer(row: Row, bits: int, weight: Tensor | None = None) -> WeightQuantizer:
-    made = WEIGHTS[row.name](bits, **row.options)
+    made = _WEIGHTS[row.name](bits, **row.options)
     made.start(some() if weight is None else weight)
     return made
 
 
 def input_quantizer(row: Row, bits: int, *, signed: bool = True) -> InputQuantizer:
-    made = ACTIVATIONS[row.name](bits, **row.options)
+    made = _ACTIVATIONS[row.name](bits, **row.options)
     made.start(torch.tensor([-1.3 if signed else 0.0, 2.1, 0.6]))
     return made.eval()
 
@@ -106,8 +142,18 @@ def under_mask(row: Row, bits: int, weight: Tensor) -> tuple[Any, Mask]:
 
 
 def test_every_quantizer_of_the_tables_has_a_row() -> None:
-    assert {row.name for row in _ROWS} == WEIGHTS.keys()
-    assert {row.name for row in _INPUTS} == ACTIVATIONS.keys()
+    assert {row.name for row in _ROWS} == _WEIGHTS.keys()
+    assert {row.name for row in _INPUTS} == _ACTIVATIONS.keys()
+    made = {type(_WEIGHTS[row.name](row.bits[0], **row.options)) for row in _ROWS}
+    made_of_inputs = {type(_ACTIVATIONS[row.name](row.bits[0], **row.options)) for row in _INPUTS}
+    homes = (gates, learned, levels, lowbit, uniform)
+    assert made == {kind for home in homes for kind in _kinds(home, WeightQuantizer)}
+    assert made_of_inputs == {kind for home in homes for kind in _kinds(home, InputQuantizer)}
+
+
+def _kinds(home: Any, base: type) -> list[type]:
+    found = [kind for kind in vars(home).values() if isinstance(kind, type) and issubclass(kind, base)]
+    return [kind for kind in found if kind.__module__ == home.__name__]
 
 
 # ---------------------------------------------------------------------------------------------------- weights
@@ -167,6 +213,25 @@ def test_few_values_in_order_that_stay_when_quantized_again(row: Row, bits: int)
 
 
 @every_weight
+def test_the_range_is_respected(row: Row, bits: int) -> None:
+    weight = some()
+    quantizer = weight_quantizer(row, bits, weight)
+    near, far = (quantizer.store(Stored(factor * weight)) for factor in (1.0, 10.0))
+    assert torch.equal(far.value, quantizer(10.0 * weight).detach())
+    if row.learned and row.options.get("normalize") is None:  # the ends are the same, and what lies beyond is at them
+        grids = [quantizer.store(Stored(factor * weight)) for factor in (10.0, 1000.0)]
+        assert all(grid.scale is not None and torch.equal(grid.scale, near.scale) for grid in grids)  # type: ignore[arg-type]
+        assert all(grid.levels is None or torch.equal(grid.levels, near.levels) for grid in grids)  # type: ignore[arg-type]
+        assert torch.equal(grids[0].value.amax(), grids[1].value.amax())
+        assert torch.equal(grids[0].value.amin(), grids[1].value.amin())
+    else:  # the range is that of the weight as it is, or DoReFa's [-1, 1]; a percentile's or a mean's lies inside
+        most = 1.0 if row.name == "dorefa" and bits > 1 else 10.0 * float(weight.abs().max())
+        assert far.scale is not None
+        rounded = 0.0 if far.symmetric else 0.5 * float(far.scale.max())  # the zero point moves the range by so much
+        assert float(far.value.abs().max()) <= (most + rounded) * 1.00001
+
+
+@every_weight
 def test_exact_zero_is_as_declared(row: Row, bits: int) -> None:
     weight = torch.where(some() > 0.1, some(), 0.0)
     quantizer = weight_quantizer(row, bits, weight)
@@ -186,17 +251,34 @@ def test_bfloat16_weights_are_computed_in_float32(row: Row) -> None:
     assert half.bits == row.bits[0]
 
 
+@one_of_each
+def test_gradients_in_bfloat16_are_those_in_float32_rounded(row: Row) -> None:
+    weight, upstream = some(40, 30).bfloat16(), some(40, 30, seed=4).bfloat16()
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        quantizer = weight_quantizer(row, row.bits[-1], weight.float())
+        latent = weight.to(dtype, copy=True).requires_grad_()
+        torch.autograd.backward(quantizer(latent), upstream.to(dtype))
+        assert latent.grad is not None
+        assert latent.grad.dtype == dtype
+        assert all(parameter.grad is not None for parameter in quantizer.learnables())
+        found.append([latent.grad.float(), *[p.grad for p in quantizer.learnables()]])
+    for rounded, exact in zip(*found, strict=True):
+        # Of a learned step: each slope is rounded, their sum is not.
+        torch.testing.assert_close(rounded, exact, rtol=0.02, atol=0.01 * float(exact.abs().max()) + 1e-6)
+
+
 @every_weight
 def test_gradients_reach_the_weight_and_what_is_learned(row: Row, bits: int) -> None:
     weight = some().requires_grad_()
     quantizer = weight_quantizer(row, bits, weight.detach())
     assert len(quantizer.learnables()) == row.learned
     (quantizer(weight) * some(seed=4)).sum().backward()
-    for tensor in (weight, *quantizer.learnables()):
+    for name, tensor in (("weight", weight), *quantizer.named_parameters()):
         assert tensor.grad is not None
         assert tensor.grad.shape == tensor.shape
         assert tensor.grad.isfinite().all()
-        assert tensor.grad.any()
+        assert tensor.grad.any() == (name != "finer.logits")  # gates that are fixed
     assert (weight.grad != 0).float().mean() > 0.5  # type: ignore[union-attr]
 
 
@@ -214,7 +296,7 @@ def test_off_means_untouched_with_learnables_in_the_graph(row: Row) -> None:
     assert quantizer.store(stored) is stored
 
 
-@one_of_each
+@one_with_bits
 def test_bits_change_in_place_and_go_through_a_checkpoint(row: Row) -> None:
     first, last = row.bits[0], row.bits[-1]
     weight = some()
@@ -232,7 +314,7 @@ def test_bits_change_in_place_and_go_through_a_checkpoint(row: Row) -> None:
 
 
 @pytest.mark.parametrize("bits", [0, 9])
-@one_of_each
+@one_with_bits
 def test_bits_out_of_range_are_refused(row: Row, bits: int) -> None:
     with pytest.raises(ValueError, match=rf"takes (\d to \d|exactly \d) bits, got {bits}|expected 2 to 8 bits"):
         WEIGHTS[row.name](bits, **row.options)
@@ -300,6 +382,16 @@ def test_deployed_inputs_are_those_of_training_bit_for_bit(row: Row, bits: int, 
     assert (out.amin() < 0) == (signed and not (row.name in ("observed", "lsq_plus") and bits == 1))
 
 
+@pytest.mark.parametrize("signed", [True, False])
+@every_input
+def test_inputs_beyond_the_range_are_at_its_ends(row: Row, bits: int, signed: bool) -> None:
+    quantizer = input_quantizer(row, bits, signed=signed)
+    grid = quantizer.fixed()
+    low, high = ((end - int(grid.zero_point)) * float(grid.scale) for end in (grid.low, grid.high))
+    out = quantizer(torch.tensor([[-1e4, 1e4], [low, high], [2 * low - 1.0, 2 * high]])).detach()
+    torch.testing.assert_close(out, torch.tensor([[low, high]]).expand(3, 2))
+
+
 @one_input
 def test_bfloat16_inputs(row: Row) -> None:
     quantizer = input_quantizer(row, row.bits[-1])
@@ -324,10 +416,10 @@ def test_gradients_of_inputs(row: Row, bits: int, signed: bool) -> None:
     assert not x.grad[(x < low - grid.scale) | (x > high + grid.scale)].any()
     inside = (x > low + grid.scale) & (x < high - grid.scale)
     assert (x.grad[inside] != 0).all()
-    for tensor in quantizer.learnables():
+    for name, tensor in quantizer.named_parameters():
         assert tensor.grad is not None
-        assert tensor.grad.isfinite()
-        assert tensor.grad != 0
+        assert tensor.grad.isfinite().all()
+        assert tensor.grad.any() == (name != "finer.logits")  # gates that are fixed
 
 
 @one_input
@@ -356,7 +448,7 @@ def test_inputs_pass_untouched_while_off(row: Row) -> None:
 
 
 @pytest.mark.parametrize("signed", [True, False])
-@one_input
+@one_input_with_bits
 def test_bits_of_inputs_change_in_place_and_go_through_a_checkpoint(row: Row, signed: bool) -> None:
     quantizer = input_quantizer(row, 8, signed=signed)
     low = quantizer.low

@@ -147,6 +147,26 @@ def test_fixed_weights_are_stored_bit_for_bit_as_ordinary_codes(bits: int) -> No
     assert torch.equal(stored.codes.float(), wanted)
 
 
+@pytest.mark.parametrize("bits", [2, 4, 8])
+def test_gradients_of_fixed_grids_are_those_of_a_learned_range(bits: int) -> None:
+    """With step s = 2 r / n and v = x / s: round(v) - v of each step inside, and the sign outside, for the range r."""
+    weight, upstream, steps = some(20, 30), some(20, 30, seed=4), 2**bits - 1
+    quantizer = weight_quantizer(bits, weight)
+    fix(quantizer)
+    with torch.no_grad():
+        quantizer.reach.fill_(0.4)
+    latent = weight.clone().requires_grad_()
+    torch.autograd.backward(quantizer(latent), upstream)
+    place = weight.double().clamp(-0.4 * (1 - 1e-6), 0.4 * (1 - 1e-6)) / (0.8 / steps)
+    inside = weight.abs() < 0.4
+    assert 0 < int(inside.sum()) < inside.numel()
+    slope = (place.round() - place) * 2 / steps + torch.where(inside, 0.0, weight.sign())
+    assert latent.grad is not None
+    torch.testing.assert_close(latent.grad, upstream * inside)
+    assert quantizer.reach.grad is not None
+    torch.testing.assert_close(quantizer.reach.grad.double(), (upstream * slope).sum(), rtol=1e-4, atol=1e-5)
+
+
 def test_shut_channels_are_zero_and_the_last_one_stays() -> None:
     weight = some()
     quantizer = weight_quantizer(4, weight, prune=True)

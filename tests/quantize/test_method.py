@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any, final
 
 import pytest
@@ -533,6 +534,28 @@ def test_a_late_start_starts_from_the_weights_and_inputs_of_its_moment() -> None
             )
             wanted = 2 * layer.input_quantizer.range[2] / 15**0.5
             torch.testing.assert_close(layer.input_quantizer.scale.detach(), wanted)
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.Adam, partial(torch.optim.SGD, momentum=0.9)])
+def test_what_an_optimizer_gathered_before_values_were_given_anew_is_void(optimizer: Any) -> None:
+    method = Quantize(Steps(values=[8, 4], at=[0.8]), 8, weights="lsq", activations="pact", start=0.5)
+    compressor = Compressor([method])
+    model: Any = compressor.attach(small(), image())
+    compressor.prepare(model, [(image(), None)])
+    compressor.horizon = 10
+    made = optimizer(model.parameters(), lr=1e-3)
+    quantizers = (model.conv2.parametrizations.weight[0].scale, model.conv2.input_quantizer.alpha)
+    anew: dict[int, list[bool]] = {}
+    for number in range(1, 11):
+        made.zero_grad()
+        model.train()(image(number)).square().mean().backward()
+        made.step()
+        states = [made.state[parameter] for parameter in quantizers]
+        compressor.update(model, [made])
+        anew[number] = [made.state.get(p) is not state for p, state in zip(quantizers, states, strict=True)]
+        assert model.conv2.parametrizations.weight.original in made.state
+    # Both begin at the fifth step; at the eighth the bits of weights change, and the steps with them.
+    assert {number: which for number, which in anew.items() if any(which)} == {5: [True, True], 8: [True, False]}
 
 
 @pytest.mark.parametrize("start", [0.0, 0.5])

@@ -62,12 +62,31 @@ def test_a_group_is_a_tensor_of_its_own(shape: tuple[int, ...], symmetric: bool,
     assert torch.equal(stored.take(1, torch.tensor([0, 4, 6])).value, out[:, [0, 4, 6]])
 
 
-def test_against_torch_per_channel() -> None:
-    w = weight(8, 5)
-    scale = w.abs().amax(1) / 7
-    w = torch.where(((w / scale[:, None]).abs() % 1 - 0.5).abs() < 1e-3, w * 0.99, w)
-    expected = torch.fake_quantize_per_channel_affine(w, w.abs().amax(1) / 7, torch.zeros(8).int(), 0, -7, 7)
-    torch.testing.assert_close(Uniform(4)(w), expected)
+@pytest.mark.parametrize("bits", [2, 4, 8])
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("per_channel", [True, False])
+def test_values_and_gradients_are_torchs(per_channel: bool, symmetric: bool, bits: int) -> None:
+    w, upstream = weight(8, 50), torch.randn(8, 50)
+    rows = w if per_channel else w.reshape(1, -1)
+    if symmetric:
+        top = 2 ** (bits - 1) - 1
+        scale, zero, low = rows.abs().amax(1) / top, torch.zeros(len(rows)), -top
+    else:
+        top, low = 2**bits - 1, 0
+        scale = (rows.amax(1) - rows.amin(1)) / top
+        zero = (-rows.amin(1) / scale).round()
+    tie = ((rows / scale[:, None]).abs() % 1 - 0.5).abs() < 1e-3  # torch multiplies by 1 / scale
+    inner = (rows < rows.amax(1, keepdim=True)) & (rows > rows.amin(1, keepdim=True))
+    rows = torch.where(tie & inner, rows * 0.99, rows)
+    ours, theirs = (x.clone().requires_grad_() for x in (rows.view_as(w), rows))
+    out = Uniform(bits, per_channel=per_channel, symmetric=symmetric)(ours)
+    expected = torch.fake_quantize_per_channel_affine(theirs, scale, zero.int(), 0, low, top)
+    torch.testing.assert_close(out, expected.view_as(w))
+    torch.autograd.backward(out, upstream)
+    torch.autograd.backward(expected.view_as(w), upstream)
+    assert ours.grad is not None
+    assert theirs.grad is not None
+    assert torch.equal(ours.grad, theirs.grad.view_as(w))
 
 
 @pytest.mark.parametrize("cover", ["mse", "percentile"])

@@ -67,14 +67,14 @@ def test_every_sweep(path: Path) -> None:
 
 def test_defaults() -> None:
     config = compose()
-    assert config["methods"] == {"prune": None, "share": None, "quantize": None, "distill": None}
+    assert config["methods"] == dict.fromkeys(("prune", "share", "freeze", "quantize", "distill"))
     assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None}
     assert config["wandb"]["name"] == "run"
 
 
 def test_methods_come_in_stage_order_however_they_are_written() -> None:
-    config = compose(["distill=kl", "quantize=affine", "share=kmeans", "prune=gradual"])
-    assert list(config["methods"]) == ["prune", "share", "quantize", "distill"]
+    config = compose(["distill=kl", "quantize=affine", "freeze=profit", "share=kmeans", "prune=gradual"])
+    assert list(config["methods"]) == ["prune", "share", "freeze", "quantize", "distill"]
 
 
 def test_plain_values_and_interpolations() -> None:

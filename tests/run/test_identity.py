@@ -64,6 +64,14 @@ def test_how_it_is_measured_matters_once_it_was(tmp_path: Path) -> None:
         is_same(_config(measure={"latency": True}), folder)
 
 
+def test_a_method_that_is_off_is_as_one_that_nobody_knew(tmp_path: Path) -> None:
+    folder = _claimed(_config(methods={"prune": {"every": 3}}), tmp_path / "run")
+    (folder / "result.json").touch()
+    assert is_same(_config(methods={"prune": {"every": 3}, "freeze": None}), folder)
+    with pytest.raises(ConfigError, match="differs in methods"):
+        is_same(_config(methods={"prune": {"every": 3}, "freeze": {"stages": 3}}), folder)
+
+
 def test_the_digest_stays_when_the_folder_moves(tmp_path: Path) -> None:
     first = claim(_config(), tmp_path / "run")
     assert first != claim(_config(), tmp_path / "other")

@@ -11,7 +11,7 @@ from lightning_compress.core import surgery
 from lightning_compress.core.compressor import read_stored
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import classification
-from lightning_compress.export import packed, runtime, verify
+from lightning_compress.export import chooser, latency, packed, runtime, verify
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import measure
 from lightning_compress.run.result import Result
@@ -130,11 +130,38 @@ def test_latency_is_taken_side_by_side(net: nn.Module, inputs: Tensor, tmp_path:
     file = measure.export_dense(net, inputs[:2], tmp_path / "dense.onnx")
     timing = measure.Timing(None, batch_size=3, threads=1, rounds=5)
     found = measure.side_by_side({"dense": file, "again": file}, inputs, timing)
-    assert found["dense"].ratio == 1.0
-    assert 0.2 < found["again"].ratio < 5.0
-    assert found["again"].batch_size == 3
-    compared = measure.compare_files([file], 2, 1, 5)
-    assert next(iter(compared.values())).rounds == 5
+    assert found.fastest("dense").ratio == 1.0
+    assert 0.2 < found.fastest("again").ratio < 5.0
+    assert found.fastest("again").batch_size == 3
+    assert list(found.latencies) == [("dense", "onnxruntime/integer"), ("again", "onnxruntime/integer")]
+
+
+def test_dense_and_model_count_with_their_fastest_runtimes(
+    net: nn.Module, inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run(_one: Any, model: chooser.Deployable, *_: Any) -> tuple[Any, float]:
+        if (model.onnx.name, _one.name) == ("dense.onnx", "openvino/f32"):
+            raise ValueError("not this one")
+        return (model.onnx.name, _one.name), 0.0
+
+    seconds = {
+        ("dense.onnx", "onnxruntime/integer"): [4.0, 4.0],
+        ("model.onnx", "onnxruntime/integer"): [3.0, 3.0],
+        ("model.onnx", "openvino/f32"): [1.0, 2.0],
+    }
+    monkeypatch.setattr(chooser, "_checked", run)
+    monkeypatch.setattr(chooser.Deployable, "expected", lambda *_: None)
+    monkeypatch.setattr(chooser.Deployable, "tolerance", lambda *_: 0.0)
+    monkeypatch.setattr(latency, "sample", lambda calls, rounds: {key: seconds[call] for key, call in calls.items()})
+    files = {name: measure.export_dense(net, inputs[:2], tmp_path / f"{name}.onnx") for name in ("dense", "model")}
+    timing = measure.Timing(batch_size=2, runtimes=["onnxruntime", "openvino/f32"])
+    cost = measure.time_beside(files["dense"], files["model"], inputs, timing)
+    assert cost["latency_ratio"] == pytest.approx((1 / 4 + 2 / 4) / 2)
+    assert cost["latency_ms"] == pytest.approx(1500)
+    assert cost["dense_latency_ms"] == pytest.approx(4000)
+    assert cost["runtime"].startswith("openvino 20")
+    assert cost["dense_runtime"] == runtime.name
+    assert cost["runtimes_left_out"] == "openvino/f32 (dense): not this one"
 
 
 def test_measure_writes_and_names_its_files(net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path) -> None:

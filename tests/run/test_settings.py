@@ -1,8 +1,10 @@
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from lightning_compress.export import chooser
 from lightning_compress.run.config import compose
 from lightning_compress.run.settings import _FORMS, check, trainer_arguments
 from lightning_compress.run.targets import ConfigError
@@ -66,6 +68,7 @@ def test_a_setting_that_is_gone_is_named(key: str) -> None:
         ("evaluate_test", "yes"),
         ("measure.latency", 1),
         ("measure.rounds", 0),
+        ("measure.runtimes", "openvino"),
         ("speed.threads", 0),
         ("speed.compile", "auto"),
         ("name", ""),
@@ -140,3 +143,17 @@ def test_what_is_timed_must_be_exported() -> None:
     assert compose(["measure.latency=false", "measure.onnx=true"])["measure"]["onnx"] is True
     with pytest.raises(ConfigError, match=r"set measure\.onnx=true, or measure\.latency=false too"):
         compose(["measure.onnx=false"])
+
+
+def test_runtimes_are_known_and_there_before_anything_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
+    check(_with("measure.runtimes", ["onnxruntime/float"]), DEFAULTS)
+    gone = [replace(one, why_not=lambda: "not installed") for one in chooser.RUNTIMES if one.family == "openvino"]
+    monkeypatch.setattr(chooser, "RUNTIMES", [*chooser.named(["onnxruntime"]), *gone])
+    asked = _with("measure.runtimes", ["onnxruntime", "openvino"])
+    with pytest.raises(ConfigError, match=r"^measure\.runtimes: openvino cannot run here: not installed"):
+        check(asked, DEFAULTS)
+    asked["measure"] |= {"onnx": False, "latency": False}
+    check(asked, DEFAULTS)  # nothing will run on it
+    asked["measure"]["runtimes"] = ["openvin"]
+    with pytest.raises(ConfigError, match=r"^measure\.runtimes: no runtime 'openvin': did you mean 'openvino'"):
+        check(asked, DEFAULTS)

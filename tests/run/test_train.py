@@ -11,7 +11,7 @@ import torch
 from lightning_compress.core.compressor import NoEffectError
 from lightning_compress.cost.macs import macs
 from lightning_compress.data.digits import Digits
-from lightning_compress.export import packed
+from lightning_compress.export import packed, runtime
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import api, fit, measure
 from lightning_compress.run import train as module
@@ -231,6 +231,8 @@ def test_latency_beside_a_reference(configure: Any, tmp_path: Path) -> None:
     assert not (tmp_path / "b/dense.onnx").exists()
     assert {"latency_ms", "latency_ratio", "dense_latency_ms", "device", "runtime"} <= set(second.cost)
     assert first.cost["threads"] == 1
+    assert first.cost["runtime"] == first.cost["dense_runtime"] == runtime.name
+    assert "runtimes_left_out" not in first.cost
 
 
 def test_threads_are_set_for_the_run_alone(configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from lightning_compress.core.stored import Stored
-from lightning_compress.share.codebook import Codebook, Zeros
+from lightning_compress.share.codebook import Codebook
 
 
 def book(shape: tuple[int, ...], clusters: int, length: int = 1) -> Codebook:
@@ -91,13 +91,3 @@ def test_it_compiles_whole_and_on_the_way() -> None:
     (expected,) = torch.autograd.grad(layer(x).square().sum(), made.centroids)
     assert made.centroids.grad is not None
     torch.testing.assert_close(made.centroids.grad, expected)
-
-
-def test_zeros_stay() -> None:
-    start = torch.tensor([[0.0, -1.0], [2.0, 0.0]])
-    zeros = Zeros(start)
-    assert zeros(torch.full((2, 2), 3.0)).tolist() == [[0.0, 3.0], [3.0, 0.0]]
-    stored = zeros.store(Stored(torch.full((2, 2), 3.0)))
-    assert stored.value.tolist() == [[0.0, 3.0], [3.0, 0.0]]
-    assert stored.mask is not None
-    assert torch.equal(stored.mask, start != 0)

@@ -7,12 +7,13 @@ import torch
 from torch import nn
 
 from lightning_compress.core.compressor import Compressor, NoEffectError
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Polynomial
 from lightning_compress.core.surgery import masks_on
-from lightning_compress.prune.mask import Mask
 from lightning_compress.prune.method import Prune
 from lightning_compress.share import cluster
+from lightning_compress.share.codebook import Codebook
 from lightning_compress.share.method import Share
 
 STEPS = 12
@@ -175,7 +176,8 @@ def test_zeros_of_an_earlier_phase_stay_without_its_mask() -> None:
     assert stored["0.weight"].mask is not None
     assert stored["0.weight"].value[:, ::2].count_nonzero() == 0
     assert stored["2.weight"].mask is None
-    assert not any(isinstance(step, Mask) for step in model[0].parametrizations.weight)
+    assert [type(step) for step in model[0].parametrizations.weight] == [Codebook, Mask]
+    assert [type(step) for step in model[2].parametrizations.weight] == [Codebook]
 
 
 def test_one_codebook_for_all_layers() -> None:

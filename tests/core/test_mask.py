@@ -3,8 +3,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from lightning_compress.core.mask import Mask
 from lightning_compress.core.stored import Stored
-from lightning_compress.prune.mask import Mask
 
 
 def test_weight_and_gradient_are_zero_where_masked() -> None:
@@ -47,3 +47,13 @@ def test_store_broadcasts() -> None:
     assert stored.value.tolist() == [[0.0, 0.0], [3.0, 4.0]]
     assert stored.mask is not None
     assert stored.mask.tolist() == [[False, False], [True, True]]
+
+
+def test_a_mask_of_a_tensor_keeps_its_zeros() -> None:
+    start = torch.tensor([[0.0, -1.0], [2.0, 0.0]])
+    zeros = Mask.of(start)
+    assert zeros(torch.full((2, 2), 3.0)).tolist() == [[0.0, 3.0], [3.0, 0.0]]
+    stored = zeros.store(Stored(torch.full((2, 2), 3.0)))
+    assert stored.value.tolist() == [[0.0, 3.0], [3.0, 0.0]]
+    assert stored.mask is not None
+    assert torch.equal(stored.mask, start != 0)

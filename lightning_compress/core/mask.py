@@ -38,6 +38,13 @@ class Mask(nn.Module):
         return stored.masked(self.mask.cpu() > 0)
 
     @classmethod
+    def of(cls, tensor: Tensor) -> "Mask":
+        """A mask that keeps the exact zeros of `tensor`, as an earlier phase's pruning left them."""
+        mask = cls(tuple(tensor.shape)).to(tensor.device)
+        mask.mask.copy_(tensor != 0)
+        return mask
+
+    @classmethod
     def on(cls, layer: nn.Module, name: str, shape: tuple[int, ...]) -> "Mask":
         """Put a new mask on the tensor `name` of `layer` and return it."""
         mask = cls(shape).to(getattr(layer, name).device)

@@ -1,0 +1,116 @@
+"""OpenVINO on the CPU: the only file that imports openvino."""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lightning_compress.export.runtime import check_arguments
+
+#: In what layers compute that have float inputs; those between rounded activations compute in integers.
+Precision = Literal["f32", "bf16"]
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    """A layer as OpenVINO runs it: its kind, the type of its numbers (u8, i8, f32, ...), and which kernel it takes."""
+
+    name: str
+    kind: str
+    precision: str
+    kernel: str
+
+
+def name() -> str:
+    """What this runtime is called in a record.
+
+    >>> name() if why_not("f32") is None else "openvino 2026.4.0"
+    'openvino 2...'
+    """
+    import openvino
+
+    return f"openvino {openvino.__version__.split('-')[0]}"
+
+
+def why_not(precision: Precision) -> str | None:
+    """Why it cannot compute in a precision on this machine; None where it can."""
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed: pip install 'lightning-compress[openvino]'"
+    if precision == "bf16":
+        import openvino
+
+        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            return "this CPU has no bf16 arithmetic (AVX512_BF16 or AMX)"
+    return None
+
+
+def session(model: Path | str, threads: int = 1, *, precision: Precision = "f32") -> Callable[[NDArray[Any]], Any]:
+    """Open an ONNX file with one input and one output; returns `inputs -> outputs`.
+
+    The model is compiled for one shape at a time, which is faster than for a free batch, when a batch of that shape is
+    first seen. On CPUs without VNNI its kernels add pairs of uint8 x int8 products in int16, where weights of 8 bits
+    may overflow, and those of 7 cannot.
+
+    Raises:
+        FileNotFoundError: there is no file at `model`.
+        ValueError: the model cannot be loaded or has not exactly one input and one output, or `threads` is below 1.
+    """
+    graph = _read(model, threads)
+    opened: dict[tuple[int, ...], Any] = {}
+
+    def run(batch: NDArray[Any]) -> NDArray[Any]:
+        if batch.shape not in opened:
+            opened[batch.shape] = _compiled(graph, batch.shape, threads, precision).create_infer_request()
+        return np.asarray(opened[batch.shape].infer([batch], share_inputs=True)[0])
+
+    return run
+
+
+def executed(model: Path | str, shape: tuple[int, ...], *, precision: Precision = "f32") -> list[Layer]:
+    """The layers that run for a batch of a shape, after all that OpenVINO fuses; constants and the like left out.
+
+    Additions and activation functions that go with a layer are part of it.
+    """
+    compiled = _compiled(_read(model, 1), shape, 1, precision)
+    layers = []
+    for node in compiled.get_runtime_model().get_ordered_ops():
+        facts = node.get_rt_info()
+        kind, number, kernel = (facts[key].astype(str) for key in ("layerType", "runtimePrecision", "primitiveType"))
+        if kind not in ("Const", "Input", "Output", "Reshape"):
+            layers.append(Layer(node.get_friendly_name(), kind, number, kernel))
+    return layers
+
+
+def _read(model: Path | str, threads: int) -> Any:
+    check_arguments(model, threads)
+    import openvino
+
+    try:
+        graph = openvino.Core().read_model(str(model))
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot load {model}: expected a whole ONNX model; {error}") from error
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        inputs, outputs = ([value.any_name for value in values] for values in (graph.inputs, graph.outputs))
+        raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
+    return graph
+
+
+def _compiled(graph: Any, shape: tuple[int, ...], threads: int, precision: Precision) -> Any:
+    import openvino
+
+    graph = graph.clone()
+    options = {
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_PRECISION_HINT": precision,
+    }
+    try:
+        graph.reshape(list(shape))
+        return openvino.Core().compile_model(graph, "CPU", options)
+    except RuntimeError as error:
+        raise ValueError(f"OpenVINO cannot run this model on inputs of shape {list(shape)}: {error}") from error
