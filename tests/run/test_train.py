@@ -264,7 +264,7 @@ def test_the_packed_file_names_its_network(joint: tuple[Path, Result]) -> None:
 
 @pytest.mark.data
 @pytest.mark.skipif("LIGHTNING_COMPRESS_DATA" not in os.environ, reason="LIGHTNING_COMPRESS_DATA is unset")
-@pytest.mark.parametrize("name", ["mnist/lenet5_joint", "cifar10/resnet20_joint"])
+@pytest.mark.parametrize("name", ["mnist/lenet5_joint", "deep_compression/lenet_5", "cifar10/resnet20_joint"])
 def test_a_shipped_experiment_on_a_little_of_its_data(name: str, tmp_path: Path) -> None:
     few = ["epochs=1", "teacher.epochs=1", "data.limit=256", "evaluate_test=false", "measure.rounds=3"]
     small = ["model.width=0.25", "teacher.model.width=0.25", "methods.prune.every=1", "measure.batch_size=2"]
