@@ -1,5 +1,6 @@
 """OpenVINO on the CPU: the only file that imports openvino."""
 
+import functools
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,11 +42,8 @@ def why_not(precision: Precision) -> str | None:
     """Why it cannot compute in a precision on this machine; None where it can."""
     if importlib.util.find_spec("openvino") is None:
         return "openvino is not installed: pip install 'lightning-compress[openvino]'"
-    if precision == "bf16":
-        import openvino
-
-        if "BF16" not in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            return "this CPU has no bf16 arithmetic (AVX512_BF16 or AMX)"
+    if precision == "bf16" and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this CPU has no bf16 arithmetic (AVX512_BF16 or AMX)"
     return None
 
 
@@ -86,12 +84,22 @@ def executed(model: Path | str, shape: tuple[int, ...], *, precision: Precision 
     return layers
 
 
-def _read(model: Path | str, threads: int) -> Any:
-    check_arguments(model, threads)
+@functools.cache
+def _core() -> Any:
+    """OpenVINO itself, kept until the process ends.
+
+    Its CPU plugin gives the thread that makes it a stack of its own for signal handlers and frees that when it ends, on
+    whatever thread: the next signal that Python handled on the first one was a segmentation fault.
+    """
     import openvino
 
+    return openvino.Core()
+
+
+def _read(model: Path | str, threads: int) -> Any:
+    check_arguments(model, threads)
     try:
-        graph = openvino.Core().read_model(str(model))
+        graph = _core().read_model(str(model))
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {model}: expected a whole ONNX model; {error}") from error
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
@@ -101,8 +109,6 @@ def _read(model: Path | str, threads: int) -> Any:
 
 
 def _compiled(graph: Any, shape: tuple[int, ...], threads: int, precision: Precision) -> Any:
-    import openvino
-
     graph = graph.clone()
     options = {
         "INFERENCE_NUM_THREADS": threads,
@@ -111,6 +117,6 @@ def _compiled(graph: Any, shape: tuple[int, ...], threads: int, precision: Preci
     }
     try:
         graph.reshape(list(shape))
-        return openvino.Core().compile_model(graph, "CPU", options)
+        return _core().compile_model(graph, "CPU", options)
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot run this model on inputs of shape {list(shape)}: {error}") from error
