@@ -1,6 +1,7 @@
 """Layer by layer against the float network: what comes to a layer, and taking the mean error out of its output."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from typing import Any
 
@@ -21,8 +22,7 @@ def in_order(model: nn.Module, names: Iterable[str], batch: Any) -> list[str]:
     def note(name: str, *_: object) -> None:
         ran[name] = None
 
-    handles = [model.get_submodule(name).register_forward_pre_hook(partial(note, name)) for name in names]
-    _run(model, [batch], handles)
+    surgery.watched(model, batch, nullcontext(), before={name: partial(note, name) for name in names}, after={})
     return list(ran)
 
 
@@ -38,19 +38,9 @@ def inputs_of(model: nn.Module, name: str, batches: Sequence[Any]) -> list[Tenso
     def note(_module: nn.Module, args: tuple[Tensor, ...]) -> None:
         found.append(args[0].detach())
 
-    _run(model, batches, [model.get_submodule(name).register_forward_pre_hook(note)])
+    for batch in batches:
+        surgery.watched(model, batch, nullcontext(), before={name: note}, after={})
     return found
-
-
-@torch.no_grad()
-def _run(model: nn.Module, batches: Sequence[Any], handles: Sequence[Any]) -> None:
-    try:
-        with surgery.evaluating(model):
-            for batch in batches:
-                model(batch)
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def by_channel(layer: nn.Module, output: Tensor) -> Tensor:

@@ -47,17 +47,10 @@ def links(model: nn.Module, example: Any) -> list[Link]:
     [Link(first='0', norm=None, second='2')]
     """
     watch = _Watch()
-    handles = []
-    for name, module in model.named_modules():
-        if isinstance(module, _WATCHED):
-            handles.append(module.register_forward_pre_hook(partial(watch.read, name)))
-            handles.append(module.register_forward_hook(partial(watch.written, name)))
-    try:
-        with surgery.evaluating(model), torch.no_grad(), watch:
-            model(example)
-    finally:
-        for handle in handles:
-            handle.remove()
+    names = [name for name, module in model.named_modules() if isinstance(module, _WATCHED)]
+    before = {name: partial(watch.read, name) for name in names}
+    after = {name: partial(watch.written, name) for name in names}
+    surgery.watched(model, example, watch, before=before, after=after)
     shared = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     return [link for link in watch.links() if _movable(model, link, shared)]
 
