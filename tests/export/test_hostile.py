@@ -229,32 +229,18 @@ def test_every_corrupted_file_is_refused_with_what_is_wrong(sound: bytes, tmp_pa
     assert not wrong
 
 
-CHILD = """
-import json, resource, sys
-from pathlib import Path
-from lightning_compress.export import packed
-
-def taken(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
-
-limit = taken("VmSize") + 400 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-before, out = taken("VmRSS"), {}
-for path in sorted(Path(sys.argv[1]).iterdir()):
-    try:
-        packed.read(path)
-        out[path.name] = "read"
-    except BaseException as error:
-        out[path.name] = type(error).__name__
-print(json.dumps({"outcomes": out, "grown": taken("VmHWM") - before}))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_no_corrupted_file_takes_much_memory(sound: bytes, tmp_path: Path) -> None:
     for number, case in enumerate(all_cases(sound).values()):
         (tmp_path / f"{number:03}.lcz").write_bytes(case)
-    done = subprocess.run([sys.executable, "-c", CHILD, tmp_path], capture_output=True, text=True, check=True)
+    command: list[str | Path] = [
+        sys.executable,
+        Path(__file__).with_name("limited.py"),
+        packed.__name__,
+        "read",
+        tmp_path,
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert set(found["outcomes"].values()) == {"ValueError"}
     assert found["grown"] < 200 * 2**20

@@ -365,27 +365,6 @@ def test_what_the_other_process_dies_of_is_told(
         sealed.checked(folder / "model.onnx")
 
 
-CHILD = """
-import json, resource, sys
-from pathlib import Path
-from lightning_compress.export import runtime
-
-def taken(key):
-    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(key)) * 1024
-
-limit = taken("VmSize") + 400 * 2**20
-resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-before, out = taken("VmRSS"), {}
-for path in sorted(Path(sys.argv[1]).glob("*.onnx")):
-    try:
-        runtime.session(path)
-        out[path.name] = "opened"
-    except BaseException as error:
-        out[path.name] = type(error).__name__
-print(json.dumps({"outcomes": out, "grown": taken("VmHWM") - before}))
-"""
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="limits the address space as Linux does")
 def test_no_file_takes_much_memory_or_ends_the_process(sound: bytes, folder: Path) -> None:
     lies = [changed(sound, change) for change in LIES.values()]
@@ -393,9 +372,17 @@ def test_no_file_takes_much_memory_or_ends_the_process(sound: bytes, folder: Pat
     cases += [sealed.sealed(case) for case in lies]
     cases += [sealed.sealed(changed(sound, change)) for change in REFUSED.values()]
     assert len(cases) > 150
+    (folder / "cases").mkdir()
     for number, case in enumerate(cases):
-        (folder / f"{number:03}.onnx").write_bytes(case)
-    done = subprocess.run([sys.executable, "-c", CHILD, folder], capture_output=True, text=True, check=True)
+        (folder / "cases" / f"{number:03}.onnx").write_bytes(case)
+    command: list[str | Path] = [
+        sys.executable,
+        Path(__file__).with_name("limited.py"),
+        runtime.__name__,
+        "session",
+        folder / "cases",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     found = json.loads(done.stdout)
     assert len(found["outcomes"]) == len(cases)
     assert set(found["outcomes"].values()) == {"ValueError"}
