@@ -96,7 +96,7 @@ class _FakeQuantize(torch.autograd.Function):
             # In one pass the gradient where this is between the ends, so 0, and nothing elsewhere.
             return torch.ops.aten.hardtanh_backward(grads[0], beyond, -0.5, 0.5), None, None, None, None
         # Whole numbers, so this is 1 where something was clipped. Inductor would keep a comparison from the forward
-        # pass as a bool tensor, by stores that it does not vectorise on a CPU: a step took a third longer.
+        # pass as a bool tensor, by stores that it does not vectorise on a CPU.
         outside = beyond.abs_().clamp_(max=1.0)
         return torch.addcmul(grads[0], grads[0], outside, value=-1.0), None, None, None, None
 
