@@ -37,11 +37,11 @@ class Pattern(Protocol):
 
 
 @torch.no_grad()
-def masked_weight(layer: nn.Module) -> Tensor:
+def masked_weight(layer: nn.Module, name: str = "weight") -> Tensor:
     """The latent weight of a masked layer under all its masks, before quantizers and the like."""
     stacks: Any = layer.parametrizations
-    weight: Tensor = stacks.weight.original.detach()
-    for step in stacks.weight:
+    weight: Tensor = stacks[name].original.detach()
+    for step in stacks[name]:
         if isinstance(step, Mask):
             weight = step(weight)
     return weight
