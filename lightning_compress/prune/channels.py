@@ -10,7 +10,7 @@ from lightning_compress.core import edits, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
-from lightning_compress.prune.groups import Group, Keep, Member, cuts, groups
+from lightning_compress.prune.groups import Group, Keep, Member, cuts, groups, written
 from lightning_compress.prune.patterns import Score, masked_weight
 from lightning_compress.prune.trial import survives
 
@@ -31,9 +31,9 @@ class Channel:
     """
 
     def __init__(self, model: nn.Module, example: Any, layers: dict[str, nn.Module], *, heads: bool = False) -> None:
-        self._groups = prunable(model, example, layers, heads=heads)
-        self._masks = {root: _masked(model, group) for root, group in self._groups.items()}
-        self._telling = {root: _telling(masks, self._groups[root].size) for root, masks in self._masks.items()}
+        self.groups = prunable(model, example, layers, heads=heads)
+        self._masks = {root: _masked(model, group) for root, group in self.groups.items()}
+        self._telling = {root: _telling(masks, self.groups[root].size) for root, masks in self._masks.items()}
 
     @torch.no_grad()
     def view(self) -> dict[str, Tensor]:
@@ -41,13 +41,13 @@ class Channel:
 
         Where units are made of different numbers of filters, zeros fill the gaps.
         """
-        found: dict[str, list[Tensor]] = {root: [] for root in self._groups}
+        found: dict[str, list[Tensor]] = {root: [] for root in self.groups}
         for root, masks in self._masks.items():
             for layer, name, mask, member in masks:
                 if name.endswith("weight") and not isinstance(layer, edits.SCALES):
                     dim = mask.mask.shape.index(mask.mask.numel())
                     filters = masked_weight(layer, name).movedim(dim, 0).flatten(1)
-                    found[root].append(_by_unit(filters, member, self._groups[root].size))
+                    found[root].append(_by_unit(filters, member, self.groups[root].size))
         return {root: torch.cat(parts, 1) if len(parts) > 1 else parts[0] for root, parts in found.items()}
 
     def scores(self, score: Score) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class Channel:
         """The units that the masks keep now."""
         found = {}
         for root, masks in self._telling.items():
-            kept = torch.ones(self._groups[root].size, dtype=torch.bool, device=masks[0][0].mask.device)
+            kept = torch.ones(self.groups[root].size, dtype=torch.bool, device=masks[0][0].mask.device)
             for mask, member in masks:
                 kept[member.root.to(kept.device)] = mask.mask.view(-1)[member.index.to(kept.device)] > 0
             found[root] = kept
@@ -78,7 +78,7 @@ class Channel:
     def finalize(self, compact: Compact) -> Compact:
         """Cut the masked units out of every layer they run through."""
         model, stored = compact.model, compact.stored
-        made = cuts(model, self._groups, self.keep())
+        made = cuts(model, self.groups, self.keep())
         for edit in made:
             if edit["kind"] == "keep":
                 stored = edits.cut_stored(model, stored, edit)
@@ -104,10 +104,9 @@ def _masked(model: nn.Module, group: Group) -> list[tuple[nn.Module, str, Mask, 
     masks = []
     for member in (member for member in group.members if member.side == "out"):
         layer = model.get_submodule(member.layer)
-        for tensor, dim in edits.cuts(model, {"layer": member.layer, "side": "out"}).items():
-            name = tensor.rpartition(".")[2]
-            if not name.startswith("running"):
-                masks.append((layer, name, _mask(layer, name, dim), member))
+        for name, dim in written(model, member.layer).items():
+            shape = [size if at == dim else 1 for at, size in enumerate(getattr(layer, name).shape)]
+            masks.append((layer, name, Mask.on(layer, name, tuple(shape)), member))
     return masks
 
 
@@ -122,11 +121,6 @@ def _telling(masks: list[tuple[nn.Module, str, Mask, Member]], units: int) -> li
         if len(told) == units:
             break
     return found
-
-
-def _mask(layer: nn.Module, name: str, dim: int) -> Mask:
-    shape = getattr(layer, name).shape
-    return Mask.on(layer, name, tuple(size if at == dim else 1 for at, size in enumerate(shape)))
 
 
 def prunable(

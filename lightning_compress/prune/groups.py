@@ -115,6 +115,17 @@ def entries(model: nn.Module, layer: str, side: str) -> int:
     return module.num_features
 
 
+def written(model: nn.Module, layer: str) -> dict[str, int]:
+    """The parameters that make a layer's output channels, with the dimension of those: what a mask covers.
+
+    >>> written(nn.Sequential(nn.BatchNorm1d(2)), "0")
+    {'weight': 0, 'bias': 0}
+    """
+    found = edits.cuts(model, {"layer": layer, "side": "out"})
+    names = {name.rpartition(".")[2]: dim for name, dim in found.items()}
+    return {name: dim for name, dim in names.items() if not name.startswith("running")}
+
+
 def _counts(model: nn.Module, group: Group, left: int) -> list[Edit]:
     """What the module around hand-written heads is told of them: its numbers called something with "head".
 

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Edit
-from lightning_compress.prune.groups import Group, cuts
+from lightning_compress.prune.groups import Group, cuts, written
 
 
 def noisy(model: nn.Module) -> tuple[nn.Module, torch.Generator]:
@@ -23,11 +23,14 @@ def noisy(model: nn.Module) -> tuple[nn.Module, torch.Generator]:
     return copied, noise
 
 
-def zero(model: nn.Module, layer: str, index: Tensor) -> None:
-    """Make the output channels `index` of a layer zero in its weight and bias, as a mask does."""
-    for name, dim in edits.cuts(model, {"layer": layer, "side": "out"}).items():
-        if "running" not in name:
-            model.get_parameter(name).data.index_fill_(dim, index.to(model.get_parameter(name).device), 0.0)
+def zero(model: nn.Module, layer: str, index: Tensor | None = None) -> None:
+    """Make the output channels `index` of a layer, or all, zero in its weight and bias, as a mask does."""
+    for name, dim in written(model, layer).items():
+        tensor = getattr(model.get_submodule(layer), name).data
+        if index is None:
+            tensor.zero_()
+        else:
+            tensor.index_fill_(dim, index.to(tensor.device), 0.0)
 
 
 def survives(model: nn.Module, example: Any, found: dict[str, Group]) -> bool:
@@ -54,9 +57,10 @@ def same_outputs(masked: nn.Module, example: Any, made: Callable[[], list[Edit]]
     except Exception:  # whatever a layer says when its shapes no longer fit
         return False
     pairs = list(zip(tree_leaves(wanted), tree_leaves(got), strict=False))
-    return all(_close(a, b) for a, b in pairs if isinstance(a, Tensor))
+    return all(close(a, b) for a, b in pairs if isinstance(a, Tensor))
 
 
-def _close(wanted: Tensor, got: Tensor) -> bool:
+def close(wanted: Tensor, got: Tensor) -> bool:
+    """Whether two outputs are the same but for rounding."""
     room = 1e-3 * float(wanted.abs().max())
     return wanted.shape == got.shape and bool(torch.isfinite(wanted).all()) and torch.allclose(wanted, got, 0.0, room)
