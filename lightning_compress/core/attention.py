@@ -16,7 +16,7 @@ class FewerHeads(nn.MultiheadAttention):
     [3 * num_heads * head_dim, embed_dim] and `out_proj.weight` [embed_dim, num_heads * head_dim].
     """
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         query: Tensor,
         key: Tensor,
@@ -33,7 +33,7 @@ class FewerHeads(nn.MultiheadAttention):
         weights = self.in_proj_weight.chunk(3)
         biases = (None,) * 3 if self.in_proj_bias is None else self.in_proj_bias.chunk(3)
         q, k, v = (
-            F.linear(x, weight, bias).unflatten(-1, (self.num_heads, -1)).transpose(1, 2)
+            F.linear(x, weight, bias).view(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
         scores = q @ k.transpose(-1, -2) * self.head_dim**-0.5
@@ -53,4 +53,4 @@ def _added(mask: Tensor, scores: Tensor, *, is_padding: bool) -> Tensor:
         mask = torch.zeros_like(mask, dtype=scores.dtype).masked_fill(mask, -torch.inf)
     if is_padding:
         return mask[:, None, None]
-    return mask.unflatten(0, scores.shape[:2]) if mask.dim() == 3 else mask
+    return mask.view(scores.shape) if mask.dim() == 3 else mask

@@ -99,7 +99,9 @@ def _resize(layer: Any, side: str, index: Tensor) -> None:
         layer.num_channels = size
     elif isinstance(layer, nn.MultiheadAttention):
         layer.__class__ = FewerHeads
-        layer._qkv_same_embed_dim = False  # keeps nn.TransformerEncoderLayer off its kernel, which knows no missing heads
+        layer._qkv_same_embed_dim = (
+            False  # keeps nn.TransformerEncoderLayer off its kernel, which knows no missing heads
+        )
         layer.num_heads = _whole_groups(index, layer.head_dim) // 3
     elif layer.groups > 1:
         _resize_grouped(layer, side, index)

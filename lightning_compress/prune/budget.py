@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_compress.core import edits, surgery
 from lightning_compress.cost.macs import macs

@@ -123,9 +123,7 @@ def _telling(masks: list[tuple[nn.Module, str, Mask, Member]], units: int) -> li
     return found
 
 
-def prunable(
-    model: nn.Module, example: Any, layers: dict[str, nn.Module], *, heads: bool = False
-) -> dict[str, Group]:
+def prunable(model: nn.Module, example: Any, layers: dict[str, nn.Module], *, heads: bool = False) -> dict[str, Group]:
     """Groups that may lose units and for which cutting works.
 
     Raises:

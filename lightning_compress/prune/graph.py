@@ -70,11 +70,11 @@ def _plain_attention() -> Iterator[None]:
 
 
 @final
-class _Followed(TorchDispatchMode):
+class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follows every operation inside, and takes the layers that edits can cut as a whole."""
 
     def __init__(self, model: nn.Module, labels: Labels) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._model, self._labels = model, labels
         self._inside = 0  # layers that are under way
         self._handles: list[Any] = []
@@ -85,16 +85,17 @@ class _Followed(TorchDispatchMode):
         self._tied = {module for modules in holders.values() if len(modules) > 1 for module in modules}
 
     def __enter__(self) -> Any:
-        for name, module in self._model.named_modules():
-            if isinstance(module, (*edits.WRITERS, *edits.SCALES, nn.LayerNorm)):
-                self._handles.append(module.register_forward_pre_hook(self._begin))
-                self._handles.append(module.register_forward_hook(partial(self._end, name), with_kwargs=True))
-        return super().__enter__()
+        layer: nn.Module
+        for name, layer in self._model.named_modules():
+            if isinstance(layer, (*edits.WRITERS, *edits.SCALES, nn.LayerNorm)):
+                self._handles.append(layer.register_forward_pre_hook(self._begin))
+                self._handles.append(layer.register_forward_hook(partial(self._end, name), with_kwargs=True))
+        return super().__enter__()  # type: ignore[no-untyped-call]
 
     def __exit__(self, *error: Any) -> None:
         for handle in self._handles:
             handle.remove()
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         outputs = func(*args, **(kwargs or {}))

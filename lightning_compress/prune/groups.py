@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from os.path import commonprefix
+from posixpath import commonpath
 from typing import Any, final
 
 import torch
@@ -131,8 +131,7 @@ def _counts(model: nn.Module, group: Group, left: int) -> list[Edit]:
 
     Those are the number of heads and the width of all heads together. The width of one head stays.
     """
-    split = [member.layer.split(".")[:-1] for member in group.members]
-    owner = ".".join(commonprefix(split))  # type: ignore[type-var]
+    owner = commonpath([member.layer.replace(".", "/") for member in group.members]).replace("/", ".")
     module = model.get_submodule(owner)
     width = next(len(member.index) for member in group.members if member.side == "in")
     new = {group.size: left, width: width // group.size * left}

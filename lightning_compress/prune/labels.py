@@ -64,7 +64,8 @@ class Labels:
 
     def same(self, left: Tensor, right: Tensor) -> None:
         """Note labels that are one, entry by entry."""
-        left, right = torch.broadcast_tensors(left, right)
+        shape = torch.broadcast_shapes(left.shape, right.shape)
+        left, right = left.expand(shape), right.expand(shape)
         for dim in range(left.dim()):
             if left.stride(dim) == 0 and right.stride(dim) == 0 and left.shape[dim] > 1:
                 left, right = left.narrow(dim, 0, 1), right.narrow(dim, 0, 1)
@@ -124,7 +125,9 @@ class Labels:
         those go as a whole, and their width stays.
         """
         found = self._resolved()
-        heads = set(found[torch.cat([torch.empty(0), *(labels.cpu().flatten() for labels in self.heads)]).long()].tolist())
+        heads = set(
+            found[torch.cat([torch.empty(0), *(labels.cpu().flatten() for labels in self.heads)]).long()].tolist()
+        )
         for parts in self.splits:
             if heads.isdisjoint(found[parts.cpu().flatten()].tolist()):
                 self.same(parts[:1], parts)

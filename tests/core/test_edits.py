@@ -83,7 +83,11 @@ def test_edits_survive_json_and_give_the_same_shapes() -> None:
         (nn.Linear(2, 2), edits.keep("0", "out", torch.tensor([2])), "out of range"),
         (nn.Linear(2, 2), edits.keep("0", "out", torch.tensor([], dtype=torch.int64)), "out of range"),
         (nn.LayerNorm(2), edits.keep("0", "out", INDEX), "cannot keep channels of a LayerNorm"),
-        (nn.Conv2d(4, 4, 1, groups=2), edits.keep("0", "out", torch.tensor([0, 1, 2])), "equally many of each; got .2, 1"),
+        (
+            nn.Conv2d(4, 4, 1, groups=2),
+            edits.keep("0", "out", torch.tensor([0, 1, 2])),
+            "equally many of each; got .2, 1",
+        ),
         (nn.Conv2d(4, 8, 1, groups=4), edits.keep("0", "out", INDEX), "go in groups of 2"),
         (nn.GroupNorm(2, 4), edits.keep("0", "out", INDEX), "go in groups of 2"),
         (nn.MultiheadAttention(4, 2), edits.keep("0", "out", INDEX), "go in groups of 2"),

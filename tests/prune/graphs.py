@@ -61,7 +61,7 @@ def shuffled(x: Tensor, groups: int) -> Tensor:
 
 
 class Shuffled(nn.Module):
-    """Grouped convs with a shuffle between (1707.01083), then one that splits, concatenates and shuffles (1807.11164)."""
+    """Grouped convs with a shuffle between (1707.01083), then channels split, concatenated, shuffled (1807.11164)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,8 @@ class Layer(nn.Module):
         y = self.norm1(x)
         attended = self.attention(y, y, y, need_weights=False)[0] if self._is_torch() else self.attention(y)
         x = x + attended
-        return x + self.down(F.gelu(self.up(self.norm2(x))))
+        out: Tensor = x + self.down(F.gelu(self.up(self.norm2(x))))
+        return out
 
     def _is_torch(self) -> bool:
         return isinstance(self.attention, nn.MultiheadAttention)
