@@ -34,7 +34,6 @@ HOMES = {
         *("deploy/predict.py", "deploy/measure.py", "deploy/measure_table.py"),  # these leave this package
     },
     "openvino": {"export/openvino.py"},
-    "torch_pruning": {"prune/channels.py"},
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},
     "torchmetrics": {"core/task.py"},

@@ -112,14 +112,15 @@ def _resize(layer: Any, side: str, index: Tensor) -> None:
 def _resize_grouped(conv: Any, side: str, index: Tensor) -> None:
     if side == "in":
         conv.in_channels = len(index) * conv.groups
-    elif conv.groups == conv.in_channels:  # depthwise: an input channel goes with the filters on it
-        conv.groups = conv.in_channels = _whole_groups(index, conv.out_channels // conv.groups)
-        conv.out_channels = len(index)
-    else:
-        left = torch.bincount(index // (conv.out_channels // conv.groups), minlength=conv.groups)
-        if int(left.min()) != int(left.max()):
-            raise ValueError(f"a conv with {conv.groups} groups must keep equally many of each; got {left.tolist()}")
-        conv.out_channels = len(index)
+        return
+    per_group = conv.out_channels // conv.groups
+    left = torch.bincount(index // per_group, minlength=conv.groups)
+    depthwise = conv.groups == conv.in_channels
+    if depthwise and bool(((left == 0) | (left == per_group)).all()):  # a channel goes with the filters on it
+        conv.groups = conv.in_channels = int(left.count_nonzero())
+    elif int(left.min()) != int(left.max()):
+        raise ValueError(f"a conv with {conv.groups} groups must keep equally many of each; got {left.tolist()}")
+    conv.out_channels = len(index)
 
 
 def _whole_groups(index: Tensor, size: int) -> int:

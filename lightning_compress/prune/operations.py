@@ -68,9 +68,10 @@ def _move(labels: Labels, func: Any, args: Any, kwargs: Any, outputs: Any) -> An
         return args[0].reshape(outputs.shape)
     if name in _SHUFFLES:
         labels.splits.append(_channels(args[0], 1).reshape(args[1], -1))
-    elif name == "pixel_shuffle":  # all that make one channel
+    if name == "pixel_shuffle":  # what makes one channel goes together
         together = _channels(args[0], -3).reshape(-1, args[1] ** 2)
         labels.same(together[:, :1], together)
+        return together[:, :1, None].expand(outputs.shape)
     made = func(args[0], args[1]) if name == "constant_pad_nd" else func(*args, **kwargs)
     if name.startswith("split") and len({part.shape for part in made}) == 1:
         for part in made[1:]:  # as many of each, or they would not be equal parts any more

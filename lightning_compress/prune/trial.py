@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -34,18 +35,21 @@ def zero(model: nn.Module, layer: str, index: Tensor | None = None) -> None:
 
 
 def survives(model: nn.Module, example: Any, found: dict[str, Group]) -> bool:
-    """Whether cutting units of these groups gives what zeroing them gives.
+    """Whether cutting units of these groups gives what zeroing them gives: about half of each, then all but one.
 
     The graph does not see all: a sigmoid that turns the zeros of a channel into halves, a reshape with a fixed number
     of channels. So each group has to prove itself.
     """
-    masked, noise = noisy(model)
-    keep = {root: torch.rand(group.size, generator=noise) < 0.5 for root, group in found.items()}
-    for root, group in found.items():
-        keep[root][0], keep[root][-1] = True, False
-        for member in (member for member in group.members if member.side == "out"):
-            zero(masked, member.layer, member.index[~keep[root][member.root]])
-    return same_outputs(masked, example, lambda: cuts(masked, found, keep))
+    for share in (0.5, 0.0):
+        masked, noise = noisy(model)
+        keep = {root: torch.rand(group.size, generator=noise) < share for root, group in found.items()}
+        for root, group in found.items():
+            keep[root][0], keep[root][-1] = True, False
+            for member in (member for member in group.members if member.side == "out"):
+                zero(masked, member.layer, member.index[~keep[root][member.root]])
+        if not same_outputs(masked, example, partial(cuts, masked, found, keep)):
+            return False
+    return True
 
 
 def same_outputs(masked: nn.Module, example: Any, made: Callable[[], list[Edit]]) -> bool:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core import edits, moments, surgery
 from lightning_compress.core.method import Compact, Edit, Method
+from lightning_compress.core.moments import Moments
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
 from lightning_compress.run import device, ranks
@@ -79,7 +80,7 @@ class _Start:
     model: nn.Module
     edits: list[Edit]
     curve: list[dict[str, float]]
-    moments: moments.Moments = field(default_factory=dict)
+    moments: Moments = field(default_factory=dict)
 
 
 def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
@@ -123,7 +124,7 @@ def _take_over(job: Job, handoff: Path) -> _Start:
     return _Start(model, saved["edits"], saved["curve"], saved.get("moments", {}))
 
 
-def _cut(job: Job, start: _Start, compact: Compact, gathered: moments.Moments) -> moments.Moments:
+def _cut(job: Job, start: _Start, compact: Compact, gathered: Moments) -> Moments:
     """What the phase's optimizer gathered on the channels that are left of its network."""
     base = edits.replay(job.build(), start.edits)
     return moments.cut(gathered, base, compact.edits[len(start.edits) :])
@@ -149,7 +150,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]], moments.Moments]:
+def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]], Moments]:
     phase, checkpoint = job.phases[number], job.folder / f"phase{number}.ckpt"
     module = CompressionModule(
         start.model,

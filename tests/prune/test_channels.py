@@ -17,6 +17,7 @@ from lightning_compress.prune import allocate
 from lightning_compress.prune.channels import Channel
 from lightning_compress.prune.method import Prune
 from lightning_compress.prune.scores import magnitude, squared
+from tests.prune.removing import lived
 
 IMAGE = (2, 3, 8, 8)
 
@@ -111,22 +112,6 @@ ZOO: dict[str, Callable[[], nn.Module]] = {
     "vgg": lambda: VGGCIFAR(11, image_size=8, width=0.1),
     "shared": lambda: Between(lambda x: x + x.flip(2)),
 }
-
-
-@torch.no_grad()
-def lived(model: nn.Module) -> nn.Module:
-    """The model as after training: no statistic, scale or shift where it was initialised."""
-    torch.manual_seed(0)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
-            assert module.running_mean is not None
-            assert module.running_var is not None
-            module.running_mean.normal_()
-            module.running_var.uniform_(0.3, 2.0)
-            if module.affine:
-                module.weight.normal_(0.5, 1.0)  # some negative
-                module.bias.normal_()
-    return model
 
 
 def pruned(model: nn.Module, x: Tensor, **options: Any) -> tuple[nn.Module, Compressor, Compact]:

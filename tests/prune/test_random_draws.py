@@ -18,7 +18,7 @@ IMAGE = (2, 3, 8, 8)
 NETS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "lenet": (lambda: LeNet5(width=0.5), (2, 1, 28, 28)),
     "mlp": (lambda: MLP([40, 24], in_features=64, num_classes=5), (2, 1, 8, 8)),
-    "small_conv": (lambda: SmallConv(in_channels=3, image_size=8), IMAGE),
+    "small_conv": (lambda: SmallConv(in_channels=3), IMAGE),
     "resnet20-A": (lambda: ResNetCIFAR(20), IMAGE),
     "resnet20-B": (lambda: ResNetCIFAR(20, shortcut="B"), IMAGE),
     "resnet56-A": (lambda: ResNetCIFAR(56), IMAGE),
