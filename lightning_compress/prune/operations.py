@@ -85,16 +85,16 @@ def _channels(own: Tensor, dim: int) -> Tensor:
 
 def _note_splits(labels: Labels, own: Tensor, shape: torch.Size) -> None:
     """Note every dimension with several labels of which a reshape to `shape` makes several dimensions."""
-    at = 0
+    sizes = [size for size in shape if size > 1]
     for dim, size in enumerate(own.shape):
-        first, reach = at, 1
-        while at < len(shape) and reach < size:
-            reach *= shape[at]
-            at += 1
+        first, reach, many = sizes[0] if sizes else 1, 1, 0
+        while sizes and reach < size:
+            reach *= sizes.pop(0)
+            many += 1
         if reach != size:
             return  # dimensions were merged here: what comes after has to prove itself
-        if at - first > 1 and not constant(own, dim):
-            labels.splits.append(_channels(own, dim).reshape(shape[first], -1))
+        if many > 1 and not constant(own, dim):
+            labels.splits.append(_channels(own, dim).reshape(first, -1))
 
 
 def _pointwise(labels: Labels, func: Any, args: Any, kwargs: Any, outputs: Any) -> Tensor | None:

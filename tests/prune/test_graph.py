@@ -94,6 +94,11 @@ def test_labels_by_hand(change: Callable[[Tensor], Tensor], expected: list[int])
     assert graph.trace(model, X).places["read", "in"].tolist() == expected
 
 
+def test_a_batch_of_one_splits_alike() -> None:
+    model = Between(lambda x: x.view(1, 2, 2, 8, 8).transpose(1, 2).reshape(1, 4, 8, 8), 4)
+    assert graph.trace(model, X[:1]).places["read", "in"].tolist() == [1, 1, 2, 2]
+
+
 def test_outputs_and_inputs_stay() -> None:
     model = nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 4, 1))
     places = graph.trace(model, X).places
