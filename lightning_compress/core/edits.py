@@ -22,9 +22,9 @@ from lightning_compress.core.stored import Stored
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
 #: Layers that make new channels.
-WRITERS = (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention)
+WRITERS: tuple[type[nn.Module], ...] = (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention)
 #: Layers with a scale, or a statistic, for each channel that comes in.
-SCALES = (_NormBase, nn.GroupNorm, nn.PReLU)
+SCALES: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.PReLU)
 
 
 def keep(layer: str, side: str, index: Tensor) -> Edit:

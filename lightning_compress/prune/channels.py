@@ -15,7 +15,7 @@ from lightning_compress.prune.patterns import Score, masked_weight
 from lightning_compress.prune.trial import survives
 
 #: Layers whose channels may go.
-KINDS = (*WEIGHTED, *edits.TRANSPOSED)
+KINDS: tuple[type[nn.Module], ...] = (*WEIGHTED, *edits.TRANSPOSED)
 
 
 @final

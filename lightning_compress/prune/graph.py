@@ -19,11 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core import edits, surgery
+from lightning_compress.core.attention import FewerHeads
 from lightning_compress.prune import operations
 from lightning_compress.prune.labels import Labels, Links, constant
 
 #: The place of the input's label where it has one.
 INPUT = ("", "in")
+_LAYERS: tuple[type[nn.Module], ...] = (*edits.WRITERS, *edits.SCALES, nn.LayerNorm)
 
 
 def trace(model: nn.Module, example: Any, *, label_input: bool = False) -> Links:
@@ -85,9 +87,8 @@ class _Followed(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._tied = {module for modules in holders.values() if len(modules) > 1 for module in modules}
 
     def __enter__(self) -> Any:
-        layer: nn.Module
         for name, layer in self._model.named_modules():
-            if isinstance(layer, (*edits.WRITERS, *edits.SCALES, nn.LayerNorm)):
+            if isinstance(layer, _LAYERS):
                 self._handles.append(layer.register_forward_pre_hook(self._begin))
                 self._handles.append(layer.register_forward_hook(partial(self._end, name), with_kwargs=True))
         return super().__enter__()  # type: ignore[no-untyped-call]
@@ -162,7 +163,8 @@ def _writer(labels: Labels, name: str, module: Any, inputs: Tensor, value: Tenso
 def _attention(labels: Labels, name: str, module: nn.MultiheadAttention, value: Tensor) -> None:
     out = surgery.dotted(name, "out_proj")
     labels.emit(value, labels.own(out, module.embed_dim, value), -1)
-    if module._qkv_same_embed_dim and module.bias_k is None and not module.add_zero_attn:
+    known = module._qkv_same_embed_dim or isinstance(module, FewerHeads)
+    if known and module.bias_k is None and not module.add_zero_attn:
         heads = labels.fresh(module.num_heads, value)
         labels.heads.append(heads)
         rows = heads.repeat_interleave(module.head_dim)

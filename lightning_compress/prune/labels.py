@@ -64,8 +64,7 @@ class Labels:
 
     def same(self, left: Tensor, right: Tensor) -> None:
         """Note labels that are one, entry by entry."""
-        shape = torch.broadcast_shapes(left.shape, right.shape)
-        left, right = left.expand(shape), right.expand(shape)
+        left, right = torch.broadcast_tensors(left, right)  # type: ignore[no-untyped-call]
         for dim in range(left.dim()):
             if left.stride(dim) == 0 and right.stride(dim) == 0 and left.shape[dim] > 1:
                 left, right = left.narrow(dim, 0, 1), right.narrow(dim, 0, 1)

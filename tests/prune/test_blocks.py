@@ -1,3 +1,4 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -5,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_compress.core.compressor import Compressor
+from lightning_compress.export import packed
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.prune.blocks import NAME, Block, removable
 from lightning_compress.prune.channels import Channel
@@ -19,13 +21,16 @@ IMAGE, WORDS = (2, 3, 8, 8), (2, 6, 24)
     [(lambda: ResNetCIFAR(14, width=0.5), IMAGE, 4), (graphs.Encoder, WORDS, 3)],
     ids=["resnet", "transformer"],
 )
-def test_a_dropped_block_is_a_masked_one(build: Any, shape: tuple[int, ...], units: int) -> None:
+def test_a_dropped_block_is_a_masked_one(build: Any, shape: tuple[int, ...], units: int, tmp_path: Path) -> None:
     example = torch.randn(shape)
     model = removing.lived(build())
     pattern = Block(model, example, removing.layers(model))
     keep = {NAME: torch.arange(units) == 1}
     compact = removing.cut(pattern, model, example, keep)
     removing.check(build(), model, compact, example)
+    packed.write(compact, tmp_path / "model.lcz")
+    again = packed.rebuild(packed.read(tmp_path / "model.lcz"), build())
+    assert torch.equal(again(example), compact.model(example))
     assert len(compact.edits) == units - 1
     assert torch.equal(pattern.keep()[NAME], keep[NAME])
 

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 from lightning_compress.core.attention import FewerHeads
-from lightning_compress.export import onnx, runtime
+from lightning_compress.core.method import Compact
+from lightning_compress.export import onnx, packed, runtime
 from lightning_compress.prune.channels import Channel
 from lightning_compress.prune.scores import magnitude
 from tests.prune import graphs, removing
@@ -40,6 +41,29 @@ def test_heads_go_from_all_three_forms_of_attention() -> None:
     assert torch.equal(apart.v.weight, layers[1].attention.v.weight[rows])
     assert torch.equal(own.in_proj_weight[8:16], layers[0].attention.in_proj_weight[24 + rows])
     del pattern
+
+
+def test_heads_go_in_two_phases_and_the_file_holds_both(tmp_path: Path) -> None:
+    _, _, first = pruned()
+    first.model.train().requires_grad_(True)
+    pattern = Channel(first.model, X, removing.layers(first.model), heads=True)
+    compact = removing.cut(pattern, first.model, X, {name: torch.tensor([False, True]) for name in pattern.keep()})
+    assert [layer.attention.num_heads for layer in compact.model.layers] == [1, 1, 1]  # type: ignore[union-attr]
+    whole = Compact(compact.model, compact.stored, [*first.edits, *compact.edits])
+    removing.check(graphs.Encoder(), first.model, whole, X)
+    packed.write(whole, tmp_path / "model.lcz")
+    again = packed.rebuild(packed.read(tmp_path / "model.lcz"), graphs.Encoder())
+    assert torch.equal(again(X), compact.model(X))
+
+
+def test_masked_heads_get_no_gradient() -> None:
+    model: Any = graphs.Encoder()
+    pattern = Channel(model, X, removing.layers(model), heads=True)
+    pattern.apply({name: torch.arange(6) != 2 for name in pattern.keep()})
+    model(X).square().sum().backward()
+    rows = model.layers[0].attention.parametrizations.in_proj_weight.original.grad.view(3, 6, -1)
+    assert not rows[:, 2].any()
+    assert rows[:, 3].any()
 
 
 def test_a_head_is_scored_by_its_rows_of_query_key_and_value() -> None:
