@@ -1,7 +1,6 @@
 """Whole residual blocks, masked in training and replaced by identities: networks lose depth."""
 
 import copy
-import logging
 from typing import Any, final
 
 import torch
@@ -122,7 +121,6 @@ def removable(model: nn.Module, example: Any, layers: dict[str, nn.Module]) -> d
             "pruning: no residual block may go: expected modules that add a branch to their input, of the same size, "
             f"with all layers selected; selected are {', '.join(shown[:_SHOWN])} ({len(shown)} layers)"
         )
-    logging.getLogger(__name__).info("blocks that may go: %s", ", ".join(found))
     return found
 
 

@@ -1,5 +1,6 @@
 """Groups of channels, or heads, that go together, and the edits that cut them."""
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass
 from posixpath import commonpath
@@ -129,14 +130,16 @@ def written(model: nn.Module, layer: str) -> dict[str, int]:
 def _counts(model: nn.Module, group: Group, left: int) -> list[Edit]:
     """What the module around hand-written heads is told of them: its numbers called something with "head".
 
-    Those are the number of heads and the width of all heads together. The width of one head stays.
+    Those are the number of heads and, as "dim" or "size", the width of all together. The width of one head stays.
     """
     owner = commonpath([member.layer.replace(".", "/") for member in group.members]).replace("/", ".")
     module = model.get_submodule(owner)
     width = next(len(member.index) for member in group.members if member.side == "in")
-    new = {group.size: left, width: width // group.size * left}
-    return [
-        edits.set_count(owner, name, new[value])
-        for name, value in vars(module).items()
-        if "head" in name and type(value) is int and value in new and not isinstance(module, nn.MultiheadAttention)
-    ]
+    if isinstance(module, nn.MultiheadAttention):
+        return []
+    made = []
+    for name, value in vars(module).items():
+        whole, now = (width, width // group.size * left) if re.search("dim|size", name) else (group.size, left)
+        if "head" in name and type(value) is int and value == whole:
+            made.append(edits.set_count(owner, name, now))
+    return made

@@ -98,9 +98,8 @@ def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
         if handoff.exists():
             start = _take_over(job, handoff)
             continue
-        compact, curve, gathered = _phase(job, number, start)
+        compact, curve, kept = _phase(job, number, start)
         if number < len(job.phases) - 1:
-            kept = _cut(job, start, compact, gathered) if job.phases[number + 1].keep_optimizer else {}
             start = _Start(bare(compact.model), compact.edits, curve, kept)
             if ranks.is_first():
                 state = start.model.state_dict()
@@ -175,8 +174,10 @@ def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str
         )
     if climb and climb.paused:
         raise PausedError(climb.paused)
-    gathered = moments.of(trainer.optimizers[0], module.model)
-    return _whole(start, module.finalize()), _continued(start, module.epochs), gathered
+    compact, kept = _whole(start, module.finalize()), Moments()
+    if any(following.keep_optimizer for following in job.phases[number + 1 : number + 2]):
+        kept = _cut(job, start, compact, moments.of(trainer.optimizers[0], module.model))
+    return compact, _continued(start, module.epochs), kept
 
 
 def _continued(start: _Start, epochs: Sequence[dict[str, float]]) -> list[dict[str, float]]:

@@ -91,6 +91,7 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, *, fused: bool) -> None:
         super().__init__()
         self.num_heads = heads
+        self.head_dim = width // heads
         self.all_head_size = width
         if fused:
             self.qkv = nn.Linear(width, 3 * width)

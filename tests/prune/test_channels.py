@@ -277,10 +277,9 @@ def test_an_excluded_layer_keeps_its_channels() -> None:
     ],
     ids=["sigmoid", "bare-norm", "layer-norm", "group-norm", "parameter", "shuffle", "softmax", "cumsum", "mean"],
 )
-def test_what_cannot_be_cut_stays_and_the_rest_goes(inner: Any, caplog: pytest.LogCaptureFixture) -> None:
+def test_what_cannot_be_cut_stays_and_the_rest_goes(inner: Any) -> None:
     x = torch.randn(IMAGE)
     model, _, compact = pruned(lived(Between(inner)), x, sparsity=0.5)
-    del caplog
     small: Any = compact.model
     assert (small.conv1.out_channels, small.conv2.out_channels) == (8, 3)
     torch.testing.assert_close(compact.model(x), model(x), atol=1e-5, rtol=1e-5)

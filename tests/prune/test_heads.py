@@ -56,6 +56,16 @@ def test_heads_go_in_two_phases_and_the_file_holds_both(tmp_path: Path) -> None:
     assert torch.equal(again(X), compact.model(X))
 
 
+def test_as_many_heads_as_each_is_wide() -> None:
+    model: Any = nn.Sequential(graphs.Attention(9, 3, fused=True), nn.Linear(9, 2))
+    example = torch.randn(2, 4, 9)
+    pattern = Channel(model, example, removing.layers(model), heads=True)
+    compact: Any = removing.cut(pattern, model, example, {"0.qkv": torch.tensor([True, False, True])})
+    small = compact.model[0]
+    assert (small.num_heads, small.head_dim, small.all_head_size) == (2, 3, 6)
+    removing.check(nn.Sequential(graphs.Attention(9, 3, fused=True), nn.Linear(9, 2)), model, compact, example)
+
+
 def test_masked_heads_get_no_gradient() -> None:
     model: Any = graphs.Encoder()
     pattern = Channel(model, X, removing.layers(model), heads=True)
