@@ -3,6 +3,7 @@
 import copy
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils._pytree import tree_leaves
 
-from lightning_compress.core import edits, surgery
+from lightning_compress.core import edits, select, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact, Edit
-from lightning_compress.prune.patterns import Score, masked_weight
+from lightning_compress.prune.patterns import masked_weight, side_by_side
 
 
 @final
@@ -155,16 +156,54 @@ class Channel:
         self._groups = _prunable(model, example, layers)
         self._masks = {root: _masked(model, group) for root, group in self._groups.items()}
 
-    def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each channel: the sum over the filters of every layer that writes it, -inf where it is masked."""
+    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each channel's entries of what `read` gives for every layer that writes it, side by side."""
         found = {}
-        for root, kept in self.keep().items():
-            total = torch.zeros(len(kept), device=kept.device)
-            for layer, name, _, member in self._masks[root]:
-                if name == "weight" and not isinstance(layer, _BatchNorm):
-                    sums = score(masked_weight(layer)).flatten(1).sum(1).float()
-                    total.index_add_(0, member.root.to(kept.device), sums[member.index])
-            found[root] = total.masked_fill(~kept, -torch.inf)
+        for root, masks in self._masks.items():
+            written = [
+                side_by_side(read(layer).flatten(1)[member.index], member.root, _size(self._groups[root])).flatten(1)
+                for layer, name, _, member in masks
+                if name == "weight" and not isinstance(layer, _BatchNorm)
+            ]
+            found[root] = torch.cat(written, 1)
+        return found
+
+    def norms(self) -> dict[str, Tensor]:
+        """The scales of the batch norms over each channel, [channels, norms].
+
+        Raises:
+            ValueError: a group of channels that has none.
+        """
+        found = {}
+        for root, masks in self._masks.items():
+            scales = [
+                side_by_side(masked_weight(layer)[member.index], member.root, _size(self._groups[root]))
+                for layer, name, _, member in masks
+                if name == "weight" and isinstance(layer, _BatchNorm)
+            ]
+            if not scales:
+                raise ValueError(
+                    f"channel pruning: no batch norm follows {root!r}; "
+                    f"write exclude={[select.exactly(root)]}, or a score that needs none"
+                )
+            found[root] = torch.cat(scales, 1)
+        return found
+
+    def readers(self) -> dict[str, Member]:
+        """The first layer that reads all channels of each group.
+
+        Raises:
+            ValueError: a group whose channels no single layer reads.
+        """
+        found = {}
+        for root, group in self._groups.items():
+            whole = [m for m in group if m.side == "in" and len(set(m.root.tolist())) == _size(group)]
+            if not whole:
+                raise ValueError(
+                    f"channel pruning: no layer reads all channels of {root!r}; "
+                    f"write exclude={[select.exactly(root)]}, or a score that needs no features"
+                )
+            found[root] = whole[0]
         return found
 
     def apply(self, keep: dict[str, Tensor]) -> None:
