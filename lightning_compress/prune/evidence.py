@@ -217,7 +217,8 @@ class _TaskLoss:
                     self.state[f"{names[step]}.mask"] = torch.ones_like(step.mask)
 
     def __call__(self, inputs: Any, targets: Any) -> Tensor:
-        return self.loss(functional_call(self.model, self.state, (inputs,)), targets)
+        # A mask that is in a stack twice looks like two tied ones, and would not be put back.
+        return self.loss(functional_call(self.model, self.state, (inputs,), tie_weights=False), targets)
 
 
 def _slopes(
