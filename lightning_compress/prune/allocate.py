@@ -15,7 +15,7 @@ from torch import Tensor
 Scores = dict[str, Tensor]
 
 # Below, torch.topk is as fast; the sample is small enough to sort at no cost and shows ranks to 1 % or so.
-_MANY, _SAMPLE = 16_384, 2_048
+_MANY, _SAMPLE = 16_384, 8_192
 
 
 def num_kept(size: int, sparsity: float, multiple: int = 1) -> int:
@@ -53,18 +53,19 @@ def _top_of_many(score: Tensor, count: int) -> Tensor | None:
     values = score.numpy()
     sample = np.sort(values[:: len(values) // _SAMPLE | 1])
     rank = (1.0 - count / len(values)) * len(sample)
-    # Four standard deviations of the rank in a random sample.
-    room = 1 + 4.0 * math.sqrt(rank * (1.0 - rank / len(sample)))
+    # Three standard deviations of the rank in a random sample.
+    room = 1 + 3.0 * math.sqrt(rank * (1.0 - rank / len(sample)))
     low = sample[max(0, int(rank - room))]
     high = sample[min(len(sample) - 1, int(rank + room))]
-    near = values[(values > low) & (values <= high)]
+    near = values[np.flatnonzero((values > low) & (values <= high))]
     missing = count - int(np.count_nonzero(values > high))
     if not 0 < missing <= len(near):
         return None
     least = np.partition(near, len(near) - missing)[len(near) - missing]
-    keep = values > least
-    equal = np.flatnonzero(values == least)
-    keep[equal[: count - int(np.count_nonzero(keep))]] = True
+    keep = values >= least
+    if np.count_nonzero(keep) > count:
+        keep = values > least
+        keep[np.flatnonzero(values == least)[: count - int(np.count_nonzero(keep))]] = True
     return torch.from_numpy(keep)
 
 
