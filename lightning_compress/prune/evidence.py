@@ -147,23 +147,28 @@ class Evidence(nn.Module):
             raise ValueError(
                 f"Prune: the score {self.name!r} needs data and has seen none; call prepare with at least one batch"
             )
-        kinds = [kind for kind in _SLOPES if kind in self.asked]
-        if kinds:
-            layers = _layers(pattern)
-            task_loss = _TaskLoss(model, layers, self._loss)
+        if self.from_data:
             with _undisturbed(model):
-                slopes = _slopes(task_loss, kinds, self._shown, torch.Generator().manual_seed(seed))
-            for kind, values in slopes.items():
-                found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
+                found |= self._looked(model, pattern, torch.Generator().manual_seed(seed))
         if "movement" in self.asked:
             moved = {layer: self.get_buffer(f"movement{place}") for place, layer in enumerate(self._followed)}
             self.blind = self.blind or not any(bool(values.any()) for values in moved.values())
             found["movement"] = pattern.view(moved.__getitem__)
-        if isinstance(pattern, OfChannels):
-            if "norm" in self.asked:
-                found["norm"] = pattern.norms()
-            if "features" in self.asked:
-                found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
+        if "norm" in self.asked and isinstance(pattern, OfChannels):
+            found["norm"] = pattern.norms()
+        return found
+
+    def _looked(self, model: nn.Module, pattern: Pattern, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+        """What the batches show."""
+        found = {}
+        kinds = [kind for kind in _SLOPES if kind in self.asked]
+        if kinds:
+            layers = _layers(pattern)
+            slopes = _slopes(_TaskLoss(model, layers, self._loss), kinds, self._shown, generator)
+            for kind, values in slopes.items():
+                found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
+        if "features" in self.asked and isinstance(pattern, OfChannels):
+            found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
         return found
 
 
