@@ -180,7 +180,7 @@ class Prune(Method):
                 )
             # Nothing for what is kept, infinity for what is gone: on a CPU masked_fill takes ten times as long.
             gone = kept.view(torch.uint8).float().reciprocal_().sub_(1.0)
-            found[name] = mean_of_ranks(torch.sub(score, gone, out=gone))
+            found[name] = torch.sub(score, gone, out=gone)
         return found
 
     def _wanted(self, progress: float) -> list[float]:
@@ -217,7 +217,8 @@ class Prune(Method):
         moves = wanted != self._applied and (arrived or self._calls % self.every == 0)
         if moves:
             assert self._pattern is not None, "attach comes first"
-            keep = self._chosen(self._ranked(self.evidence.gather(model, self._pattern, self._calls)), progress)
+            ranked = self._ranked(self.evidence.gather(model, self._pattern, self._calls))
+            keep = self._chosen({name: mean_of_ranks(score) for name, score in ranked.items()}, progress)
             self._pattern.apply(keep)
             self._applied = wanted
             self._asked = self._asked or _removes(keep)

@@ -12,7 +12,7 @@ def test_products_are_those_of_the_whole_hessian() -> None:
     def loss(first: torch.Tensor, last: torch.Tensor) -> torch.Tensor:
         return ((x @ first.T).tanh() @ last.T).square().mean()
 
-    blocks = hessian(loss, (a, b))
+    blocks = hessian(loss, (a, b))  # type: ignore[no-untyped-call]
     vectors = [[torch.randn(4, 3), torch.randn(2, 4)] for _ in range(2)]
     for vector, found in zip(vectors, products(loss(a, b), [a, b], vectors), strict=True):
         for row, got in zip(blocks, found, strict=True):

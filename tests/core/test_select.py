@@ -60,7 +60,7 @@ def test_each_name_is_spoken_of_once() -> None:
     assert assign(names, [exactly("layer1.0"), "x0", "fc"], owner="Prune")["layer1.0"] == r"^layer1\.0$"
     with pytest.raises(ValueError, match=r"'fc' needs one value, but none of \['\^layer'\] matches it"):
         assign(names, ["^layer"], owner="Prune")
-    with pytest.raises(ValueError, match="'layer1.0' needs one value, but both 'layer' and '0' match it"):
+    with pytest.raises(ValueError, match=r"'layer1\.0' needs one value, but both 'layer' and '0' match it"):
         assign(names, ["layer", "0", "fc"], owner="Prune")
-    with pytest.raises(ValueError, match="Prune: 'conv' matches nothing; there are layer1.0, layer1x0, fc"):
+    with pytest.raises(ValueError, match=r"Prune: 'conv' matches nothing; there are layer1\.0, layer1x0, fc"):
         assign(names, ["", "conv"], owner="Prune")

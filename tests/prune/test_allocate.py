@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
 import pytest
@@ -127,7 +128,7 @@ def test_the_largest_of_many_are_those_of_a_sort(sparsity: float, gone: float) -
 LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
 
 
-def _drawn(shapes: dict[str, tuple[int, ...]]) -> dict[str, Tensor]:
+def _drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
     return {name: torch.rand(math.prod(shape)) for name, shape in shapes.items()}
 
 

@@ -78,7 +78,7 @@ def test_hessian_and_its_product_with_the_gradient(monkeypatch: pytest.MonkeyPat
     weights, loss = plain_losses(model)
     values = [*weights.values()]
     gradient = torch.autograd.grad(loss(*values), values)
-    whole = hessian(loss, tuple(values))
+    whole = hessian(loss, tuple(values))  # type: ignore[no-untyped-call]
     product = gathered(scores.grasp, model, method)["hessian_gradient"]
     diagonal = gathered(scores.obd, model, method)["hessian"]
     for row, (name, value) in enumerate(weights.items()):
@@ -130,13 +130,13 @@ def test_autocast_changes_nothing() -> None:
 
 def test_movement_is_the_sum_of_what_training_asked_for() -> None:
     method = Prune(Linear(last=0.5, begin=0.5), score="movement", every=1)
-    model = method.attach(net(), None)
+    model: Any = method.attach(net(), None)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     total = 0.0
     for inputs, targets in batches(3):
         optimizer.zero_grad()
         loss = F.cross_entropy(model(inputs), targets)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         total = total - model[5].weight.detach() * model[5].parametrizations.weight.original.grad
         method.evidence.show(inputs, targets)
         optimizer.step()
