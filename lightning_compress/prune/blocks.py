@@ -1,18 +1,18 @@
 """Whole residual blocks, masked in training and replaced by identities: networks lose depth."""
 
 import copy
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
 from lightning_compress.core import edits, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
 from lightning_compress.prune import graph
 from lightning_compress.prune.groups import Keep, written
-from lightning_compress.prune.patterns import Score, masked_weight
+from lightning_compress.prune.patterns import masked_weight
 from lightning_compress.prune.trial import close, noisy, same_outputs, zero
 
 #: The name under which the units of a model are ranked together.
@@ -22,7 +22,7 @@ _SHOWN = 8
 
 @final
 class Block:
-    """Residual blocks that become identities: what the layers at the end of their branches add is masked in training.
+    """Residual blocks that become identities: their weights, and all that their branches add, are masked in training.
 
     A block is a module that gives back its input once those layers, and the norms behind them, are zero; each proves
     it on a noisy copy of the model. One that changes the size of its input stays. (Layer dropping: LayerDrop,
@@ -36,20 +36,18 @@ class Block:
         ends = removable(surgery.plain(model), example, layers)
         self._names = list(ends)
         self._writers = [_writers(model.get_submodule(name)) for name in ends]
-        self._masks = [_masked(model, layers) for layers in ends.values()]
+        self._masks = [
+            [
+                *(Mask.on(layer, name, (1,) * layer.get_parameter(name).dim()) for layer, name in writers),
+                *_masked(model, end),
+            ]
+            for writers, end in zip(self._writers, ends.values(), strict=True)
+        ]
 
-    @torch.no_grad()
-    def view(self) -> dict[str, Tensor]:
-        """The masked latent weights of each block, [units, size]; zeros fill up the smaller ones."""
-        rows = [torch.cat([_latent(*at).flatten() for at in writers]) for writers in self._writers]
+    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each block's entries, [units, size], of what `read` gives for its layers; zeros fill up the smaller ones."""
+        rows = [torch.cat([read(layer).flatten() for layer, _ in writers]) for writers in self._writers]
         return {NAME: nn.utils.rnn.pad_sequence(rows, batch_first=True)}
-
-    def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each block: the sum over its weights, -inf where it is masked."""
-        return {
-            name: score(units).sum(1).float().masked_fill(~self.keep()[name].to(units.device), -torch.inf)
-            for name, units in self.view().items()
-        }
 
     def apply(self, keep: Keep) -> None:
         """Tighten the masks: what is gone stays gone."""
@@ -81,17 +79,14 @@ def _writers(block: nn.Module) -> list[tuple[nn.Module, str]]:
     ]
 
 
-def _latent(layer: nn.Module, name: str) -> Tensor:
-    tensor: Tensor = masked_weight(layer, name) if parametrize.is_parametrized(layer, name) else getattr(layer, name)
-    return tensor
-
-
-def _masked(model: nn.Module, layers: list[str]) -> list[Mask]:
-    return [
-        Mask.on(layer, attribute, (1,) * getattr(layer, attribute).dim())
-        for name, layer in ((name, model.get_submodule(name)) for name in layers)
-        for attribute in written(model, name)
-    ]
+def _masked(model: nn.Module, ends: list[str]) -> list[Mask]:
+    """Masks on what the layers at the ends have beside weights, and on the norms there."""
+    masks = []
+    for name in ends:
+        layer: Any = model.get_submodule(name)
+        own = [n for n in written(model, name) if n == "bias" or isinstance(layer, edits.SCALES)]
+        masks += [Mask.on(layer, attribute, (1,) * getattr(layer, attribute).dim()) for attribute in own]
+    return masks
 
 
 def removable(model: nn.Module, example: Any, layers: dict[str, nn.Module]) -> dict[str, list[str]]:

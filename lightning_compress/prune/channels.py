@@ -1,17 +1,19 @@
 """Whole channels, or attention heads, masked in training and removed for real."""
 
 import logging
+from collections.abc import Callable
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_compress.core import edits, surgery
+from lightning_compress.core import edits, select, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.prune.groups import Group, Keep, Member, cuts, groups, written
-from lightning_compress.prune.patterns import Score, masked_weight
+from lightning_compress.prune.patterns import masked_weight, side_by_side
 from lightning_compress.prune.trial import survives
 
 #: Layers whose channels may go.
@@ -33,30 +35,62 @@ class Channel:
     def __init__(self, model: nn.Module, example: Any, layers: dict[str, nn.Module], *, heads: bool = False) -> None:
         self.groups = prunable(model, example, layers, heads=heads)
         self._masks = {root: _masked(model, group) for root, group in self.groups.items()}
+        self._grouped = {name for name, layer in model.named_modules() if getattr(layer, "groups", 1) > 1}
         self._telling = {root: _telling(masks, self.groups[root].size) for root, masks in self._masks.items()}
 
-    @torch.no_grad()
-    def view(self) -> dict[str, Tensor]:
-        """The masked latent weights that each unit is made of, [units, size], of every layer that writes it.
-
-        Where units are made of different numbers of filters, zeros fill the gaps.
-        """
-        found: dict[str, list[Tensor]] = {root: [] for root in self.groups}
+    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each unit's entries, [units, size], of what `read` gives for every layer that writes it, side by side."""
+        found = {}
         for root, masks in self._masks.items():
-            for layer, name, mask, member in masks:
+            parts = []
+            for layer, name, _, member in masks:
                 if name.endswith("weight") and not isinstance(layer, edits.SCALES):
-                    dim = mask.mask.shape.index(mask.mask.numel())
-                    filters = masked_weight(layer, name).movedim(dim, 0).flatten(1)
-                    found[root].append(_by_unit(filters, member, self.groups[root].size))
-        return {root: torch.cat(parts, 1) if len(parts) > 1 else parts[0] for root, parts in found.items()}
+                    filters = read(layer).movedim(int(isinstance(layer, edits.TRANSPOSED)), 0).flatten(1)
+                    parts.append(side_by_side(filters[member.index], member.root, self.groups[root].size).flatten(1))
+            found[root] = torch.cat(parts, 1)
+        return found
 
-    def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each unit: the sum over the filters of every layer that writes it, -inf where it is masked."""
-        keep = self.keep()
-        return {
-            root: score(units).sum(1).float().masked_fill(~keep[root], -torch.inf)
-            for root, units in self.view().items()
-        }
+    def norms(self) -> dict[str, Tensor]:
+        """The scales of the batch norms over each unit, [units, norms].
+
+        Raises:
+            ValueError: a group that has none.
+        """
+        found = {}
+        for root, masks in self._masks.items():
+            scales = [
+                side_by_side(masked_weight(layer)[member.index], member.root, self.groups[root].size).flatten(1)
+                for layer, name, _, member in masks
+                if name == "weight" and isinstance(layer, _BatchNorm)
+            ]
+            if not scales:
+                raise ValueError(
+                    f"channel pruning: no batch norm follows {root!r}; "
+                    f"write exclude={[select.exactly(root)]}, or a score that needs none"
+                )
+            found[root] = torch.cat(scales, 1)
+        return found
+
+    def readers(self) -> dict[str, Member]:
+        """The first layer that reads all channels of each group.
+
+        Raises:
+            ValueError: a group whose channels no single layer reads, or reads in groups of its own.
+        """
+        found = {}
+        for root, group in self.groups.items():
+            whole = [
+                member
+                for member in group.members
+                if member.side == "in" and len(member.root.unique()) == group.size and member.layer not in self._grouped
+            ]
+            if not whole or group.heads:
+                raise ValueError(
+                    f"channel pruning: no layer reads all channels of {root!r}; "
+                    f"write exclude={[select.exactly(root)]}, or a score that needs no features"
+                )
+            found[root] = whole[0]
+        return found
 
     def apply(self, keep: Keep) -> None:
         """Tighten the masks: what is gone stays gone."""
@@ -84,19 +118,6 @@ class Channel:
                 stored = edits.cut_stored(model, stored, edit)
             edits.replay(model, [edit])
         return Compact(model, stored, [*compact.edits, *made])
-
-
-def _by_unit(filters: Tensor, member: Member, units: int) -> Tensor:
-    """Rows of `filters` beside each other by the unit they belong to, [units, ...]."""
-    index, root = member.index.to(filters.device), member.root.to(filters.device)
-    if len(index) == len(filters) == units and torch.equal(root, index):  # channel i of the layer is unit i
-        return filters
-    order = root.argsort(stable=True)
-    counts = root.bincount(minlength=units)
-    place = torch.arange(len(root), device=root.device) - (counts.cumsum(0) - counts)[root[order]]
-    found = filters.new_zeros(units, int(counts.max()), filters.shape[1])
-    found[root[order], place] = filters[index[order]]
-    return found.flatten(1)
 
 
 def _masked(model: nn.Module, group: Group) -> list[tuple[nn.Module, str, Mask, Member]]:

@@ -66,8 +66,8 @@ def _prune(**options: Any) -> Prune:
     return Prune(Polynomial(last=0.6, end=0.5), every=2, **options)
 
 
-def _channel() -> Prune:
-    return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2)
+def _channel(**options: Any) -> Prune:
+    return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2, **options)
 
 
 def _share() -> Share:
@@ -107,6 +107,24 @@ ROWS: dict[str, Case] = {
     "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),
     "prune-threshold": Case(lambda: [Prune(threshold=OneShot(last=0.5, at=0.3))]),
     "prune-channel": Case(lambda: [_channel()], channels=0.5),
+    "prune-snip-lsq": Case(
+        lambda: [Prune(0.6, score="snip", batches=2), Quantize(4, 6, weights="lsq", activations="lsq")],
+        sparsity=0.6,
+        weight_bits=4,
+        activation_bits=6,
+        full_range=False,
+    ),
+    "prune-movement": Case(
+        lambda: [Prune(Polynomial(last=0.6, begin=0.1, end=0.5), every=2, score="movement")], sparsity=0.6
+    ),
+    "prune-2:4": Case(lambda: [Prune(Linear(last=0.5, end=0.5), pattern="2:4", every=2, exclude=["<first>"])]),
+    "prune-block-erdos-renyi": Case(
+        lambda: [_prune(pattern="2x1", allocation="erdos_renyi_kernel", score="lamp")], sparsity=0.6, overall=True
+    ),
+    "prune-channel-taylor": Case(lambda: [_channel(score="taylor")], channels=0.5),
+    "prune-channel-apoz": Case(
+        lambda: [_channel(score="apoz"), _quantize()], channels=0.5, weight_bits=6, activation_bits=8
+    ),
     "share-layer": Case(lambda: [Share(clusters=12)], clusters=12),
     "share-global": Case(lambda: [Share(bits=3, scope="global", init="density", start=0.3)], clusters=8),
     "share-product": Case(lambda: [Share(clusters=6, length=3, init="kmeans++")], clusters=6, length=3),

@@ -71,7 +71,7 @@ def test_resnet_56_at_the_speedups_of_depgraph(allocation: Any, speedup: float) 
     model = copy.deepcopy(base)
     pattern = Channel(model, CIFAR[..., :8, :8], removing.layers(model))
     cost, dense = macs_cost(model, CIFAR, pattern.groups), sum(macs(base, CIFAR).values())
-    scores = pattern.scores(magnitude)
+    scores = {root: magnitude(units) for root, units in pattern.view().items()}
     sparsity = sparsity_for(partial(allocation, scores), cost, dense / speedup)
     keep = allocation(scores, sparsity)
     small = edits.replay(base, cuts(base, pattern.groups, keep))
@@ -125,8 +125,8 @@ def test_the_counts_of_li_2017(name: str) -> None:
     layers = {layer: model.get_submodule(layer) for layer in shares}
     pattern = Channel(model, CIFAR if name == "vgg16-A" else CIFAR[..., :8, :8], layers)
     keep = {
-        layer: allocate.uniform({layer: scores}, shares[layer])[layer]
-        for layer, scores in pattern.scores(magnitude).items()
+        layer: allocate.uniform({layer: magnitude(filters)}, shares[layer])[layer]
+        for layer, filters in pattern.view().items()
     }
     assert keep.keys() == shares.keys()
     small = removing.cut(pattern, model, CIFAR, keep).model

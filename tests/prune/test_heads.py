@@ -80,7 +80,8 @@ def test_a_head_is_scored_by_its_rows_of_query_key_and_value() -> None:
     model: Any = graphs.Encoder()
     attention = model.layers[1].attention
     expected = sum(getattr(attention, name).weight.detach().abs().view(6, -1).sum(1) for name in ("q", "k", "v"))
-    scores = Channel(model, X, removing.layers(model), heads=True).scores(magnitude)
+    pattern = Channel(model, X, removing.layers(model), heads=True)
+    scores = {root: magnitude(units) for root, units in pattern.view().items()}
     torch.testing.assert_close(scores["layers.1.attention.q"], expected)
     assert [len(units) for units in scores.values()] == [6, 6, 6]
 
