@@ -38,7 +38,7 @@ class Block:
         self._writers = [_writers(model.get_submodule(name)) for name in ends]
         self._masks = [
             [
-                *(Mask.on(layer, name, (1,) * layer.get_parameter(name).dim()) for layer, name in writers),
+                *(Mask.on(layer, name, (1,) * getattr(layer, name).dim()) for layer, name in writers),
                 *_masked(model, end),
             ]
             for writers, end in zip(self._writers, ends.values(), strict=True)
