@@ -295,7 +295,7 @@ def test_what_cannot_be_cut_stays_and_the_rest_goes(inner: Any) -> None:
         (nn.Conv2d(8, 16, 3, groups=8), 16, 8),  # two filters on each channel
         (nn.Conv2d(8, 12, 3, padding=1, groups=2), 12, 6),
         (lambda x: x.unflatten(1, (2, -1)).transpose(1, 2).flatten(1, 2), 8, 4),
-        (nn.ConvTranspose2d(8, 12, 2, stride=2), 12, 12),  # not selected here
+        (nn.ConvTranspose2d(8, 12, 2, stride=2), 12, 6),
     ],
     ids=["group-norm", "instance-norm", "prelu", "multiplier", "grouped", "shuffle", "transposed"],
 )
