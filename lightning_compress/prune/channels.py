@@ -82,7 +82,9 @@ class Channel:
             whole = [
                 member
                 for member in group.members
-                if member.side == "in" and len(set(member.root.tolist())) == group.size and member.layer not in self._grouped
+                if member.side == "in"
+                and len(set(member.root.tolist())) == group.size
+                and member.layer not in self._grouped
             ]
             if not whole or group.heads:
                 raise ValueError(
