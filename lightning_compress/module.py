@@ -11,6 +11,7 @@ from torch._functorch import config as autograd_config
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from lightning_compress.core import moments
 from lightning_compress.core.compressor import Batches, Compressor
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
@@ -78,6 +79,8 @@ class CompressionModule(pl.LightningModule):
         #: One row of figures for each epoch so far; `report`, if set, is told each as it is made.
         self.epochs: list[dict[str, float]] = []
         self.report: Callable[[dict[str, float]], None] | None = None
+        #: What an optimizer before this one gathered, by the parameters' plain names; training goes on with it.
+        self.moments: moments.Moments = {}
         self._factories = (optimizer, scheduler)
         self._horizon_steps = horizon_steps
         # A plain callable, not a submodule: a compiled module would rename every key of the checkpoint.
@@ -101,6 +104,8 @@ class CompressionModule(pl.LightningModule):
         own = {id(p) for group in self.compressor.param_groups() for p in group["params"]}
         rest = [p for p in self.model.parameters() if p.requires_grad and id(p) not in own]
         built = optimizer([{"params": rest}, *self.compressor.param_groups()])
+        if self.moments:
+            moments.give(self.moments, built, self.model)
         if scheduler is None:
             return built
         steps = int(self.trainer.estimated_stepping_batches)

@@ -1,23 +1,37 @@
 """Edits: plain data that turns a base architecture into the shape of a compressed one.
 
 `{"kind": "keep", "layer": "conv1", "side": "out", "index": [0, 2]}` keeps those channels of a layer;
-`{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it.
+`{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it;
+`{"kind": "drop", "layer": "layer1.2"}` puts an identity in the place of a residual block;
+`{"kind": "set", "layer": "attention", "attribute": "num_heads", "value": 2}` tells a module how many heads it has left.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from lightning_compress.core import surgery
+from lightning_compress.core.attention import FewerHeads
 from lightning_compress.core.method import Edit
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored
 
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+_CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *TRANSPOSED)
+#: Layers that make new channels.
+WRITERS: tuple[type[nn.Module], ...] = (*WEIGHTED, *TRANSPOSED, nn.MultiheadAttention)
+#: Layers with a scale, or a statistic, for each channel that comes in.
+SCALES: tuple[type[nn.Module], ...] = (_NormBase, nn.GroupNorm, nn.PReLU)
+
 
 def keep(layer: str, side: str, index: Tensor) -> Edit:
     """The edit that keeps the channels `index` (1-D) on the `side` "in" or "out" of `layer`.
+
+    Going "in" to a grouped conv they are counted within a group, the same for all groups. Going "out" of an
+    `nn.MultiheadAttention` they are the rows of `in_proj_weight`.
 
     >>> keep("fc", "out", torch.tensor([0, 2]))
     {'kind': 'keep', 'layer': 'fc', 'side': 'out', 'index': [0, 2]}
@@ -34,6 +48,24 @@ def fold(norm: str, into: str) -> Edit:
     return {"kind": "fold", "norm": norm, "into": into}
 
 
+def drop(layer: str) -> Edit:
+    """The edit that puts an identity in the place of `layer`, a residual block whose branch is gone.
+
+    >>> drop("layer1.2")
+    {'kind': 'drop', 'layer': 'layer1.2'}
+    """
+    return {"kind": "drop", "layer": layer}
+
+
+def set_count(layer: str, attribute: str, value: int) -> Edit:
+    """The edit that sets a whole number that `layer` reads when it is called, such as how many heads there are.
+
+    >>> set_count("attention", "num_heads", 2)
+    {'kind': 'set', 'layer': 'attention', 'attribute': 'num_heads', 'value': 2}
+    """
+    return {"kind": "set", "layer": layer, "attribute": attribute, "value": value}
+
+
 def cuts(model: nn.Module, edit: Edit) -> dict[str, int]:
     """Names of the tensors that a "keep" edit slices, with the dimension it slices them along.
 
@@ -41,34 +73,72 @@ def cuts(model: nn.Module, edit: Edit) -> dict[str, int]:
     {'0.weight': 0, '0.bias': 0}
     """
     layer = model.get_submodule(edit["layer"])
-    if edit["side"] == "in":
-        found = {"weight": 1}
-    elif isinstance(layer, _BatchNorm):
+    turned = int(isinstance(layer, TRANSPOSED))  # weights [in, out, ...]
+    if isinstance(layer, nn.MultiheadAttention):
+        found = {"in_proj_weight": 0, "in_proj_bias": 0}
+    elif edit["side"] == "in":
+        found = {"weight": 1 - turned}
+    elif isinstance(layer, SCALES):
         found = dict.fromkeys(("weight", "bias", "running_mean", "running_var"), 0)
     else:
-        found = {"weight": 0, "bias": 0}
-    present = {name: dim for name, dim in found.items() if getattr(layer, name) is not None}
+        found = {"weight": turned, "bias": 0}
+    present = {name: dim for name, dim in found.items() if getattr(layer, name, None) is not None}
     return {surgery.dotted(edit["layer"], name): dim for name, dim in present.items()}
 
 
-def _resize(layer: nn.Module, side: str, size: int) -> None:
-    if isinstance(layer, _BatchNorm):
-        layer.num_features = size
-    elif isinstance(layer, nn.Linear):
+def _resize(layer: Any, side: str, index: Tensor) -> None:
+    size = len(index)
+    if isinstance(layer, nn.Linear):
         setattr(layer, f"{side}_features", size)
-    elif isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        if layer.groups > 1:  # depthwise: one filter a channel, both sides shrink together
-            layer.groups = layer.in_channels = layer.out_channels = size
-        else:
-            setattr(layer, f"{side}_channels", size)
+    elif isinstance(layer, nn.PReLU):
+        layer.num_parameters = size
+    elif isinstance(layer, _NormBase):
+        layer.num_features = size
+    elif isinstance(layer, nn.GroupNorm):
+        layer.num_groups = _whole_groups(index, layer.num_channels // layer.num_groups)
+        layer.num_channels = size
+    elif isinstance(layer, nn.MultiheadAttention):
+        layer.__class__ = FewerHeads
+        layer._qkv_same_embed_dim = (
+            False  # keeps nn.TransformerEncoderLayer off its kernel, which knows no missing heads
+        )
+        layer.num_heads = _whole_groups(index, layer.head_dim) // 3
+    elif layer.groups > 1:
+        _resize_grouped(layer, side, index)
+    else:
+        setattr(layer, f"{side}_channels", size)
+
+
+def _resize_grouped(conv: Any, side: str, index: Tensor) -> None:
+    if side == "in":
+        conv.in_channels = len(index) * conv.groups
+        return
+    per_group = conv.out_channels // conv.groups
+    left = torch.bincount(index // per_group, minlength=conv.groups)
+    depthwise = conv.groups == conv.in_channels
+    if depthwise and bool(((left == 0) | (left == per_group)).all()):  # a channel goes with the filters on it
+        conv.groups = conv.in_channels = int(left.count_nonzero())
+    elif int(left.min()) != int(left.max()):
+        raise ValueError(f"a conv with {conv.groups} groups must keep equally many of each; got {left.tolist()}")
+    conv.out_channels = len(index)
+
+
+def _whole_groups(index: Tensor, size: int) -> int:
+    """How many runs of `size` channels `index` is made of."""
+    runs = torch.unique(index // size)
+    if len(index) != len(runs) * size:
+        raise ValueError(f"its channels go in groups of {size}; got {index.tolist()[:8]}...")
+    return len(runs)
 
 
 def _check_kind(edit: Edit, layer: nn.Module) -> None:
-    if not isinstance(layer, (_BatchNorm, *WEIGHTED)):
-        raise ValueError(f"cannot keep channels of a {type(layer).__name__}: expected a conv, linear or batch norm")
-    groups = getattr(layer, "groups", 1)
-    if groups > 1 and (edit["side"] == "in" or not groups == layer.in_channels == layer.out_channels):
-        raise ValueError(f"cannot keep channels of {edit['layer']!r}: a grouped conv that is not depthwise")
+    if not isinstance(layer, (*SCALES, *WRITERS)):
+        raise ValueError(
+            f"cannot keep channels of a {type(layer).__name__}: expected a conv, a linear, a multi-head attention "
+            "layer, or a norm with a scale for each channel"
+        )
+    if isinstance(layer, TRANSPOSED) and layer.groups > 1:
+        raise ValueError(f"cannot keep channels of {edit['layer']!r}: a transposed conv in groups")
 
 
 @torch.no_grad()
@@ -84,7 +154,21 @@ def _cut(model: nn.Module, edit: Edit) -> None:
         new = old.detach().index_select(dim, index)
         is_parameter = isinstance(old, nn.Parameter)
         setattr(layer, attribute, nn.Parameter(new, requires_grad=old.requires_grad) if is_parameter else new)
-    _resize(layer, edit["side"], len(index))
+    try:
+        _resize(layer, edit["side"], index)
+    except ValueError as error:
+        raise ValueError(f"cannot keep channels of {edit['layer']!r}: {error}") from error
+
+
+def _drop(model: nn.Module, edit: Edit) -> None:
+    surgery.replace(model, edit["layer"], nn.Identity())
+
+
+def _set(model: nn.Module, edit: Edit) -> None:
+    module, name, value = model.get_submodule(edit["layer"]), edit["attribute"], edit["value"]
+    if type(vars(module).get(name)) is not int or type(value) is not int or value < 1:
+        raise ValueError(f"cannot set {name!r} of {edit['layer']!r} to {value!r}: expected a count that it has")
+    setattr(module, name, value)
 
 
 def _take_norm(model: nn.Module, edit: Edit) -> None:
@@ -101,6 +185,14 @@ def _take_norm(model: nn.Module, edit: Edit) -> None:
     surgery.replace(model, edit["norm"], nn.Identity())
 
 
+_KINDS: dict[str, Callable[[nn.Module, Edit], None]] = {
+    "keep": _cut,
+    "fold": _take_norm,
+    "drop": _drop,
+    "set": _set,
+}
+
+
 def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
     """Give a base architecture the shape that `edits` describe, in place; values of kept channels stay.
 
@@ -115,12 +207,9 @@ def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
         missing = [name for name in _names(edit) if name not in dict(model.named_modules())]
         if missing:
             raise ValueError(f"edit {edit['kind']!r} names a layer {missing[0]!r} that the model does not have")
-        if edit["kind"] == "keep":
-            _cut(model, edit)
-        elif edit["kind"] == "fold":
-            _take_norm(model, edit)
-        else:
-            raise ValueError(f"unknown edit {edit['kind']!r}; expected 'keep' or 'fold'")
+        if edit["kind"] not in _KINDS:
+            raise ValueError(f"unknown edit {edit['kind']!r}; expected one of {', '.join(_KINDS)}")
+        _KINDS[edit["kind"]](model, edit)
     return model
 
 
@@ -129,6 +218,8 @@ def _names(edit: Edit) -> list[str]:
 
 
 def cut_stored(model: nn.Module, stored: dict[str, Stored], edit: Edit) -> dict[str, Stored]:
-    """The stored tensors after a "keep" edit; call it before the model itself is cut."""
+    """The stored tensors after a "keep" or "drop" edit; call it before the model itself is cut."""
+    if edit["kind"] == "drop":
+        return {name: kept for name, kept in stored.items() if not name.startswith(f"{edit['layer']}.")}
     index = torch.tensor(edit["index"], dtype=torch.int64)
     return stored | {name: stored[name].take(dim, index) for name, dim in cuts(model, edit).items()}

@@ -45,6 +45,35 @@ def layers(
     return kept
 
 
+def assign(names: Sequence[str], patterns: Sequence[str], *, owner: str) -> dict[str, str]:
+    """For each of `names` the one of `patterns`, regular expressions searched in it, that speaks of it.
+
+    Raises:
+        ValueError: a name that none or several of them match, or one that matches no name.
+
+    >>> assign(["conv1", "fc"], ["conv", "^fc$"], owner="Prune")
+    {'conv1': 'conv', 'fc': '^fc$'}
+    """
+    found = {name: [pattern for pattern in patterns if re.search(pattern, name)] for name in names}
+    for name, hits in found.items():
+        if len(hits) != 1:
+            got = f"both {hits[0]!r} and {hits[1]!r} match it" if hits else f"none of {list(patterns)} matches it"
+            raise ValueError(f"{owner}: {name!r} needs one value, but {got}; write it as {exactly(name)!r}")
+    unused = [pattern for pattern in patterns if [pattern] not in found.values()]
+    if unused:
+        raise ValueError(f"{owner}: {unused[0]!r} matches nothing; there are {_shown(names)}")
+    return {name: hits[0] for name, hits in found.items()}
+
+
+def exactly(name: str) -> str:
+    """The regular expression that matches `name` and nothing else.
+
+    >>> exactly("fc1")
+    '^fc1$'
+    """
+    return f"^{re.escape(name)}$"
+
+
 def _shown(names: Sequence[str]) -> str:
     shown = ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
     return f"{shown} ({len(names)} names)"

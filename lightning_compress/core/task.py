@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from torchmetrics import MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lightning_compress.core import lookup
+
 
 @final
 @dataclass(frozen=True)
@@ -48,3 +50,15 @@ def classification(num_classes: int, label_smoothing: float = 0.0) -> Task:
         objective="accuracy",
         maximize=True,
     )
+
+
+def named_loss(loss: str | Callable[..., Any], *, owner: str) -> Callable[..., Tensor]:
+    """A loss for methods that look at data themselves: "cross_entropy", a dotted path, or a function, which stays.
+
+    Raises:
+        ValueError: no such function; the message begins with `owner`.
+
+    >>> named_loss("cross_entropy", owner="Example").__name__
+    'cross_entropy'
+    """
+    return lookup.among(loss, {"cross_entropy": F.cross_entropy}, owner=owner)

@@ -1,18 +1,38 @@
 """`Prune`: gradual removal of weights or channels during training."""
 
-from collections.abc import Callable, Sequence
+import inspect
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar, final
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from lightning_compress.core import lookup, select
-from lightning_compress.core.method import Compact, Method, Stage
+from lightning_compress.core.method import Compact, Method, Stage, Step
+from lightning_compress.core.rng import rng_state, set_rng_state
 from lightning_compress.core.schedule import Schedule, as_schedule
-from lightning_compress.prune import allocate, channels, patterns, scores
+from lightning_compress.core.task import named_loss
+from lightning_compress.prune import allocate, blocks, channels, patterns, scores
+from lightning_compress.prune.evidence import Evidence, mean_of_ranks
 
 _PATTERNS: dict[str, Callable[..., patterns.Pattern]] = {
-    "unstructured": patterns.Unstructured,
+    "unstructured": patterns.unstructured,
+    "row": patterns.row,
     "channel": channels.Channel,
+    "head": partial(channels.Channel, heads=True),
+    "block": blocks.Block,
+}
+#: Patterns that are removed for real, and reach transposed convolutions too.
+_REMOVED = ("channel", "head", "block")
+_ALLOCATIONS: dict[str, Callable[..., Any]] = {
+    "uniform": allocate.uniform,
+    "overall": allocate.overall,
+    "erdos_renyi": allocate.erdos_renyi,
+    "erdos_renyi_kernel": allocate.erdos_renyi_kernel,
 }
 
 
@@ -20,15 +40,25 @@ _PATTERNS: dict[str, Callable[..., patterns.Pattern]] = {
 class Prune(Method):
     """Removes the lowest-scored weights or channels along a schedule, and never gives one back.
 
-    The axes are independent: `pattern` says what goes together ("unstructured" or "channel"), `score` how much a
-    weight matters (a function of `prune/scores.py` by name, or a dotted path), `allocation` how the sparsity is
-    spread ("uniform" or "overall", or a dotted path). Either `sparsity`, the share removed in [0, 1], or `threshold`,
-    in standard deviations of each layer's weights (Han 2015, arXiv 1506.02626), is a number or a schedule of
-    progress. Masks move every `every` optimizer steps and once more when the schedule has arrived. `round_to` keeps
-    channel counts at a multiple. The gradual ramp is that of Zhu and Gupta (arXiv 1710.01878).
+    The axes are independent. `pattern` says what goes together: "unstructured" (single weights), "row" (all of one
+    output), "4x1" (blocks of so many rows and columns of the weight as a matrix), "2:4" (2 of every 4 inputs stay),
+    all of which leave zeros in place, or what is removed for real: "channel", "head" (of attention), "block" (residual
+    ones, which become identities), or a dotted path. `score` says how much a unit
+    matters: a function of `prune/scores.py` by name, or a dotted path. `allocation` says how the sparsity is spread:
+    "uniform" (the default), "overall", "erdos_renyi" or "erdos_renyi_kernel", or a dotted path.
+
+    Either `sparsity`, the share of units removed in [0, 1], or `threshold`, in standard deviations of each layer's
+    weights (Han 2015, arXiv 1506.02626), is a number or a schedule of progress. `sparsity` may also be a mapping of
+    regular expressions to these, one for every layer; with "2:4" it ends at 1 - 2/4. Masks move every `every` optimizer
+    steps and once more when the schedule has arrived. `round_to` keeps channel counts at a multiple. The gradual ramp
+    is that of Zhu and Gupta (arXiv 1710.01878).
+
+    A score that looks at data takes the gradients of `loss(outputs, targets)` on `batches` of the training data before
+    the first step, and on the step's own batch after it.
 
     Raises:
-        ValueError: both or none of `sparsity` and `threshold`, a value out of range, or no layer matched.
+        ValueError: both or none of `sparsity` and `threshold`, a value out of range, an axis that does not fit another,
+            or no layer matched.
 
     >>> from lightning_compress.core.schedule import Polynomial
     >>> model = Prune(Polynomial(last=0.9, end=0.7)).attach(nn.Linear(4, 2), None)
@@ -40,91 +70,182 @@ class Prune(Method):
 
     def __init__(
         self,
-        sparsity: float | Schedule | None = None,
+        sparsity: float | Schedule | Mapping[str, float | Schedule] | None = None,
         *,
         threshold: float | Schedule | None = None,
-        pattern: str = "unstructured",
+        pattern: str | Callable[..., patterns.Pattern] = "unstructured",
         score: str | Callable[..., Any] = "magnitude",
-        allocation: str | Callable[..., Any] = "uniform",
+        allocation: str | Callable[..., Any] | None = None,
         every: int = 10,
         round_to: int = 1,
         select: str = "",
         exclude: Sequence[str] = (),
+        batches: int = 1,
+        loss: str | Callable[..., Any] = "cross_entropy",
     ) -> None:
         super().__init__()
         if (sparsity is None) == (threshold is None):
             raise ValueError(f"Prune needs sparsity or threshold, one of them; got {sparsity=}, {threshold=}")
-        if pattern not in _PATTERNS:
-            raise ValueError(f"Prune: pattern must be one of {', '.join(_PATTERNS)}; got {pattern!r}")
-        if every < 1 or round_to < 1:
+        if every < 1 or round_to < 1 or batches < 1:
             raise ValueError(
-                f"Prune: every and round_to count steps and channels, from 1 up; got {every=}, {round_to=}"
+                "Prune: every, round_to and batches count steps, channels and batches, from 1 up; "
+                f"got {every=}, {round_to=}, {batches=}"
             )
-        self.amount = as_schedule(threshold if sparsity is None else sparsity)  # type: ignore[arg-type]
-        self.by_threshold = sparsity is None
-        for progress in (0.0, 1.0):
-            _check_amount(self.amount(progress), self.by_threshold)
-        self.pattern, self.every, self.round_to = pattern, every, round_to
+        self.by_threshold, self.by_layer = sparsity is None, isinstance(sparsity, Mapping)
+        asked: Any = threshold if sparsity is None else sparsity
+        # By the regular expression of the layers that they are for; the empty one matches all.
+        self.amounts = {key: as_schedule(value) for key, value in (asked if self.by_layer else {"": asked}).items()}
+        for schedule, progress in itertools.product(self.amounts.values(), (0.0, 1.0)):
+            _check_amount(schedule(progress), self.by_threshold)
+        self.pattern, self.every, self.round_to, self.batches = pattern, every, round_to, batches
         self.select, self.exclude = select, tuple(exclude)
+        self._make, own = self._parsed(pattern)
+        if allocation is not None and (self.by_threshold or self.by_layer or own):
+            decided = "threshold" if self.by_threshold else "sparsity by layer" if self.by_layer else repr(pattern)
+            raise ValueError(f"Prune: {decided} decides how much goes where; leave out allocation={allocation!r}")
         self.score = lookup.function(score, scores)
-        self.allocation = lookup.function(allocation, allocate)
+        self.allocation = own or lookup.among(allocation or "uniform", _ALLOCATIONS, owner="Prune: allocation")
+        self.evidence = Evidence(self.score, named_loss(loss, owner="Prune: loss"))
         self._calls = 0
-        self._applied = 0.0
+        self._applied = [0.0] * len(self.amounts)
         self._asked = False
         self._pattern: patterns.Pattern | None = None
+        self._place: dict[str, int] = {}
+        self._told: dict[str, Any] = {}
+
+    def _parsed(self, pattern: Any) -> tuple[Callable[..., patterns.Pattern], Callable[..., Any] | None]:
+        """What makes the pattern, and the allocation that it brings."""
+        if isinstance(pattern, int):
+            raise ValueError(f"Prune: pattern is {pattern}, which YAML makes of 2:4 and the like; put it in quotes")
+        if isinstance(pattern, str) and (found := re.fullmatch(r"([1-9]\d*)x([1-9]\d*)", pattern)):
+            return partial(patterns.block, rows=int(found[1]), columns=int(found[2])), None
+        if isinstance(pattern, str) and (found := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)):
+            kept, size = int(found[1]), int(found[2])
+            ends = [schedule(1.0) for schedule in self.amounts.values()]
+            if kept >= size or self.by_threshold or self.by_layer or self.round_to > 1:
+                raise ValueError(
+                    f"Prune: pattern {pattern!r} keeps {kept} of every {size}, fewer than all, everywhere alike: "
+                    "write one sparsity, no threshold and no round_to"
+                )
+            if not math.isclose(ends[0], 1 - kept / size, abs_tol=1e-3):
+                raise ValueError(
+                    f"Prune: pattern {pattern!r} removes {size - kept} of every {size}, so its sparsity ends at "
+                    f"{1 - kept / size:.4g}; got {ends[0]}"
+                )
+            return partial(patterns.in_groups, size=size), partial(allocate.in_groups, size=size)
+        return lookup.among(pattern, _PATTERNS, owner="Prune: pattern"), None
 
     def get_extra_state(self) -> dict[str, Any]:
-        """Steps counted and the amount the masks stand for."""
-        return {"calls": self._calls, "applied": self._applied}
+        """Steps counted and the amounts the masks stand for."""
+        return {"calls": self._calls, "applied": [*self._applied]}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take them from the checkpoint."""
-        self._calls, self._applied = state["calls"], state["applied"]
+        self._calls, self._applied = state["calls"], [*state["applied"]]
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Put masks that keep everything on the selected layers."""
-        layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude)
-        self._pattern = _PATTERNS[self.pattern](model, example, layers)
-        if not self.by_threshold and self.amount(1.0) > 0 and not _removes(self._keep(1.0)):
-            sizes = {name: score.numel() for name, score in self._pattern.scores(self.score).items()}
+        kinds = channels.KINDS if self.pattern in _REMOVED else select.WEIGHTED
+        layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude, kinds=kinds)
+        self._pattern = self._make(model, example, layers)
+        self.evidence.attach(self._pattern)
+        sizes = {name: kept.numel() for name, kept in self._pattern.keep().items()}
+        if self.by_layer:
+            place = {key: number for number, key in enumerate(self.amounts)}
+            found = select.assign(list(sizes), list(place), owner="Prune: sparsity")
+            self._place = {name: place[key] for name, key in found.items()}
+        elif "shapes" in inspect.signature(self.allocation).parameters:
+            self._told = {"shapes": {name: tuple(model.get_submodule(name).weight.shape) for name in sizes}}  # type: ignore[arg-type]
+        if not self.by_threshold and max(self._wanted(1.0)) > 0 and not _removes(self._chosen(self._trial(), 1.0)):
             raise ValueError(
-                f"Prune would remove nothing: sparsity {self.amount(1.0)} with round_to={self.round_to} keeps all of "
+                f"Prune would remove nothing: sparsity {self._shown(1.0)} with round_to={self.round_to} keeps all of "
                 f"{sizes}; write a larger sparsity or a smaller round_to"
             )
         return model
 
-    def _keep(self, progress: float) -> dict[str, Any]:
+    def _trial(self) -> dict[str, Tensor]:
+        """Scores before there is any evidence: those of the weights, or zeros."""
+        assert self._pattern is not None
+        if self.evidence.asked:
+            return {name: torch.zeros(kept.shape) for name, kept in self._pattern.keep().items()}
+        state = rng_state()
+        found = self._ranked({})
+        set_rng_state(state)
+        return found
+
+    def _ranked(self, evidence: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Score of each unit, -inf where it is gone, so that it is never preferred to one that is not."""
         assert self._pattern is not None, "attach comes first"
-        ranked = self._pattern.scores(self.score)
+        found, weights = {}, self._pattern.view()
+        for name, kept in self._pattern.keep().items():
+            score = self.score(weights[name], **{kind: values[name] for kind, values in evidence.items()}).float()
+            if score.shape != kept.shape or bool(score.sum().isnan()):
+                raise ValueError(
+                    f"Prune: expected of score {self.evidence.name!r} one number for each of {len(kept)} units of "
+                    f"{name!r}; got {'NaN' if score.shape == kept.shape else f'the shape {tuple(score.shape)}'}"
+                )
+            # Nothing for what is kept, infinity for what is gone: on a CPU masked_fill takes ten times as long.
+            gone = kept.view(torch.uint8).float().reciprocal_().sub_(1.0)
+            found[name] = torch.sub(score, gone, out=gone)
+        return found
+
+    def _wanted(self, progress: float) -> list[float]:
+        return [schedule(progress) for schedule in self.amounts.values()]
+
+    def _shown(self, progress: float) -> str:
+        return ", ".join(f"{amount:.3g}" for amount in self._wanted(progress))
+
+    def _chosen(self, ranked: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
+        wanted = self._wanted(progress)
         if self.by_threshold:
-            return allocate.above(ranked, self.amount(progress))
-        return self.allocation(ranked, self.amount(progress), self.round_to)  # type: ignore[no-any-return]
+            return allocate.above(ranked, wanted[0])
+        if self.by_layer:
+            return allocate.given(ranked, {name: wanted[self._place[name]] for name in ranked}, self.round_to)
+        return self.allocation(ranked, wanted[0], self.round_to, **self._told)  # type: ignore[no-any-return]
+
+    def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Look at data, if the score does: masks that move before the first step do so by these batches."""
+        if self.evidence.from_data:
+            for inputs, targets, *_ in itertools.islice(batches, self.batches):
+                self.evidence.show(inputs, targets)
+
+    def loss(self, step: Step) -> dict[str, Tensor]:
+        """No term; the step's batch is kept until the masks have moved, if the score looks at data."""
+        self.evidence.show(step.inputs, step.targets)
+        return {}
 
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
         """Move the masks when it is time."""
         self._calls += 1
-        wanted = self.amount(progress)
-        arrived = wanted == self.amount(1.0)
-        if wanted == self._applied or not (arrived or self._calls % self.every == 0):
+        self.evidence.step()
+        wanted = self._wanted(progress)
+        arrived = wanted == self._wanted(1.0)
+        moves = wanted != self._applied and (arrived or self._calls % self.every == 0)
+        if moves:
+            assert self._pattern is not None, "attach comes first"
+            ranked = self._ranked(self.evidence.gather(model, self._pattern, self._calls))
+            keep = self._chosen({name: mean_of_ranks(score) for name, score in ranked.items()}, progress)
+            self._pattern.apply(keep)
+            self._applied = wanted
+            self._asked = self._asked or _removes(keep)
+        self.evidence.forget()
+        if not moves:
             return {}
-        assert self._pattern is not None
-        keep = self._keep(progress)
-        self._pattern.apply(keep)
-        self._applied = wanted
-        self._asked = self._asked or _removes(keep)
-        return {"prune/amount": wanted}
+        return {f"prune/amount{key and '/' + key}": amount for key, amount in zip(self.amounts, wanted, strict=True)}
 
     def settled(self, progress: float) -> bool:
         """Whether the masks were told to remove something, or the schedule has arrived and they should have been."""
-        return self._applied > 0 and (self._asked or self._applied == self.amount(1.0))
+        return max(self._applied) > 0 and (self._asked or self._applied == self._wanted(1.0))
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
-        """All masks still full though the schedule asks for zeros."""
+        """All masks still full though the schedule asks for zeros, or moved by a movement that had not begun."""
         assert self._pattern is not None
+        if self.evidence.blind:
+            return "its score is movement and masks moved before a step: let its schedule begin later, as begin=0.1"
         if _removes(self._pattern.keep()):
             return None
         kind = "threshold" if self.by_threshold else "sparsity"
-        return f"its schedule asks for {kind} {self._applied:.3g} and every mask still keeps everything"
+        return f"its schedule asks for {kind} {self._shown(progress)} and every mask still keeps everything"
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Remove whole channels; single zeros stay in place."""

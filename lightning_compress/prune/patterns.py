@@ -1,34 +1,54 @@
-"""The shape of what is removed together.
+"""The shape of what is removed together: units.
 
-A pattern puts its masks on the model, ranks its units, and turns the units to keep into masks:
-`pattern(model, example, layers) -> object` with `scores(score)`, `apply(keep)`, `keep()` and `finalize(compact)`.
+A pattern puts its masks on the model, shows its units and turns the units to keep into masks:
+`pattern(model, example, layers) -> object` with `view(read)`, `apply(keep)`, `keep()` and `finalize(compact)`.
+The patterns here leave their zeros in place; `prune/channels.py` has those that are removed for real.
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol, final
+from typing import Any, Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from lightning_compress.core import select
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
 
-Score = Callable[[Tensor], Tensor]
+Layers = dict[str, Any]
+
+
+def stack(layer: nn.Module) -> Any:
+    """The parametrizations of a layer's weight; of `nn.MultiheadAttention` that of query, key and value."""
+    stacks: Any = layer.parametrizations
+    return stacks.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else stacks.weight
+
+
+@torch.no_grad()
+def masked_weight(layer: nn.Module) -> Tensor:
+    """The latent weight of a masked layer under all its masks, before quantizers and the like."""
+    steps = stack(layer)
+    weight: Tensor = steps.original.detach()
+    for step in steps:
+        if isinstance(step, Mask):
+            weight = step(weight)
+    return weight
 
 
 class Pattern(Protocol):
-    """What `Prune` asks of a pattern; units are named by layer, keep and scores are 1-D."""
+    """What `Prune` asks of a pattern; units are counted under the name of a layer."""
 
-    def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each unit that could be removed, -inf where it already is."""
+    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each unit's entries, [units, size], of what `read` gives for a layer: a tensor of its weight's shape."""
         ...
 
     def apply(self, keep: dict[str, Tensor]) -> None:
-        """Tighten the masks: what is gone stays gone."""
+        """Tighten the masks by bool tensors [units]: what is gone stays gone."""
         ...
 
     def keep(self) -> dict[str, Tensor]:
-        """The units that the masks keep now."""
+        """The units that the masks keep now, bool [units]."""
         ...
 
     def finalize(self, compact: Compact) -> Compact:
@@ -36,47 +56,151 @@ class Pattern(Protocol):
         ...
 
 
-@torch.no_grad()
-def masked_weight(layer: nn.Module) -> Tensor:
-    """The latent weight of a masked layer under all its masks, before quantizers and the like."""
-    stacks: Any = layer.parametrizations
-    weight: Tensor = stacks.weight.original.detach()
-    for step in stacks.weight:
-        if isinstance(step, Mask):
-            weight = step(weight)
-    return weight
+@runtime_checkable
+class OfChannels(Protocol):
+    """What a pattern of channels can show besides."""
+
+    def norms(self) -> dict[str, Tensor]:
+        """The scales that batch norms have for each channel, [channels, norms]."""
+        ...
+
+    def readers(self) -> dict[str, "Reader"]:
+        """A layer that reads all the channels, for each name."""
+        ...
+
+
+class Reader(Protocol):
+    """A layer whose input's channel `index[i]` is, or is part of, the unit `root[i]`."""
+
+    layer: str
+    index: Tensor
+    root: Tensor
+
+
+def side_by_side(rows: Tensor, place: Tensor, size: int) -> Tensor:
+    """Rows [n, ...] beside each other under the unit in 0..`size`-1 that `place` [n] says: [size, most, ...].
+
+    Where a unit has fewer rows than another it has zeros.
+
+    >>> side_by_side(torch.tensor([5.0, 6.0, 7.0]), torch.tensor([0, 1, 0]), 2)
+    tensor([[5., 7.],
+            [6., 0.]])
+    """
+    place = place.to(rows.device)
+    if torch.equal(place, torch.arange(size, device=rows.device)):
+        return rows.unsqueeze(1)
+    order = place.argsort(stable=True)
+    count = place.bincount(minlength=size)
+    first = count.cumsum(0) - count
+    nth = torch.arange(len(place), device=rows.device) - first[place[order]]
+    out = rows.new_zeros(size, int(count.max()), *rows.shape[1:])
+    out[place[order], nth] = rows[order]
+    return out
 
 
 @final
-class Unstructured:
-    """Single weights; the zeros stay in place and are coded away in the packed file.
+class InPlace:
+    """Units within single layers, whose zeros stay in place and are coded away in the packed file.
+
+    `split` lays a tensor of a weight's shape out as [units, size]; `join` makes of one number for each unit a tensor
+    that broadcasts to that shape.
 
     >>> layer = nn.Linear(2, 2)
-    >>> pattern = Unstructured(layer, None, {"": layer})
-    >>> {name: score.shape for name, score in pattern.scores(abs).items()}
-    {'': torch.Size([4])}
+    >>> pattern = row(layer, None, {"": layer})
+    >>> pattern.apply({"": torch.tensor([True, False])})
+    >>> (pattern.view()[""] == 0).tolist()
+    [[False, False], [True, True]]
     """
 
-    def __init__(self, model: nn.Module, example: Any, layers: dict[str, nn.Module]) -> None:
-        self._layers = layers
-        self._masks = {name: Mask.on(layer, "weight", layer.weight.shape) for name, layer in layers.items()}  # type: ignore[arg-type]
+    def __init__(
+        self, layers: Layers, split: Callable[[Tensor], Tensor], join: Callable[[Tensor, torch.Size], Tensor]
+    ) -> None:
+        self._layers, self._split, self._join = layers, split, join
+        self._masks = {name: Mask.on(layer, "weight", layer.weight.shape) for name, layer in layers.items()}
 
-    def scores(self, score: Score) -> dict[str, Tensor]:
-        """Score of each weight, -inf where it is masked, so that it is never preferred to one that is not."""
-        found = {}
-        for name, mask in self._masks.items():
-            found[name] = score(masked_weight(self._layers[name])).masked_fill(mask.mask == 0, -torch.inf).flatten()
-        return found
+    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each unit's entries, [units, size], of what `read` gives for its layer."""
+        return {name: self._split(read(layer)) for name, layer in self._layers.items()}
 
     def apply(self, keep: dict[str, Tensor]) -> None:
         """Tighten the masks: what is gone stays gone."""
         for name, mask in self._masks.items():
-            mask.mask.mul_(keep[name].view_as(mask.mask))
+            mask.mask.mul_(self._join(keep[name].view(torch.uint8), mask.mask.shape))  # bools take three times as long
 
     def keep(self) -> dict[str, Tensor]:
-        """The weights that the masks keep now."""
-        return {name: mask.mask.flatten() > 0 for name, mask in self._masks.items()}
+        """The units that the masks keep now."""
+        return {name: self._split(mask.mask)[:, 0].bool() for name, mask in self._masks.items()}
 
     def finalize(self, compact: Compact) -> Compact:
-        """Nothing to remove: single zeros have no shape."""
+        """Nothing to remove: zeros in place have no shape."""
         return compact
+
+
+def unstructured(model: nn.Module, example: Any, layers: Layers) -> InPlace:
+    """Single weights.
+
+    >>> layer = nn.Linear(3, 2)
+    >>> unstructured(layer, None, {"": layer}).view()[""].shape
+    torch.Size([6, 1])
+    """
+    return InPlace(layers, lambda weight: weight.reshape(-1, 1), lambda keep, shape: keep.reshape(shape))
+
+
+def row(model: nn.Module, example: Any, layers: Layers) -> InPlace:
+    """All weights of one output; its bias and batch norm stay.
+
+    >>> layer = nn.Conv1d(3, 2, 5)
+    >>> row(layer, None, {"": layer}).view()[""].shape
+    torch.Size([2, 15])
+    """
+    return InPlace(
+        layers, lambda weight: weight.flatten(1), lambda keep, shape: keep.reshape(-1, *[1] * (len(shape) - 1))
+    )
+
+
+def block(model: nn.Module, example: Any, layers: Layers, *, rows: int, columns: int) -> InPlace:
+    """Blocks of `rows` x `columns` of the weight as a matrix, [outputs, everything else]; smaller ones at its ends.
+
+    >>> layer = nn.Linear(6, 4)
+    >>> block(layer, None, {"": layer}, rows=4, columns=1).view()[""].shape
+    torch.Size([6, 4])
+    """
+
+    def split(weight: Tensor) -> Tensor:
+        flat = weight.flatten(1)
+        flat = F.pad(flat, (0, -flat.shape[1] % columns, 0, -flat.shape[0] % rows))
+        tiled = flat.reshape(flat.shape[0] // rows, rows, flat.shape[1] // columns, columns)
+        return tiled.transpose(1, 2).reshape(-1, rows * columns)
+
+    def join(keep: Tensor, shape: torch.Size) -> Tensor:
+        height, width = shape[0], shape[1:].numel()
+        wide = keep.reshape(-(-height // rows), -1).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
+        return wide[:height, :width].reshape(shape)
+
+    return InPlace(layers, split, join)
+
+
+def in_groups(model: nn.Module, example: Any, layers: Layers, *, size: int) -> InPlace:
+    """Single weights in the order in which `size` of them that follow each other form a group of N:M sparsity.
+
+    Groups run along the inputs (a conv's input channels, at each place of its kernel), as sparse tensor cores want.
+
+    Raises:
+        ValueError: layers whose number of inputs is no multiple of `size`.
+
+    >>> layer = nn.Conv1d(4, 1, 2)
+    >>> order = in_groups(layer, None, {"": layer}, size=4).view(lambda _: torch.arange(8.0).view(1, 4, 2))
+    >>> order[""].flatten().tolist()
+    [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]
+    """
+    odd = {name: layer.weight.shape[1] for name, layer in layers.items() if layer.weight.shape[1] % size}
+    if odd:
+        raise ValueError(
+            f"Prune: groups of {size} run along a layer's inputs, and of {', '.join(odd)} there are "
+            f"{', '.join(map(str, odd.values()))}; write exclude={[select.exactly(name) for name in odd]}"
+        )
+
+    def join(keep: Tensor, shape: torch.Size) -> Tensor:
+        return keep.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
+
+    return InPlace(layers, lambda weight: weight.movedim(1, -1).reshape(-1, 1), join)

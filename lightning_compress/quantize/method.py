@@ -279,11 +279,12 @@ class Quantize(Method):
         """Fold batch norms into the scales, and put constants where quantizers were."""
         batchnorm.FrozenNorms.take_off(compact.model)
         for norm, into in self._pairs.items():
-            if batchnorm.can_fold(compact.stored[surgery.dotted(into, "weight")]):
+            if (weight := compact.stored.get(surgery.dotted(into, "weight"))) and batchnorm.can_fold(weight):
                 compact = batchnorm.folded(compact, norm, into)
         stored = dict(compact.stored)
-        for name, quantizer in self._inputs.items() if self._active else []:
-            child = quantizer.fixed()
+        here = {*dict(compact.model.named_modules()), *self._readers}  # pruning may have taken blocks away
+        for name in [name for name in self._inputs if self._active and name in here]:
+            child = self._inputs[name].fixed()
             for place in self._deploy(compact.model, name, child):
                 stored |= {key: Stored(value) for key, value in child.state_dict(prefix=f"{place}.").items()}
         return Compact(compact.model.eval(), stored, compact.edits)

@@ -8,9 +8,10 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from lightning_compress.core import lookup, surgery
+from lightning_compress.core import surgery
+from lightning_compress.core.curvature import diagonals
+from lightning_compress.core.task import named_loss
 from lightning_compress.cost.bops import FLOAT_BITS
 from lightning_compress.cost.macs import macs
 from lightning_compress.quantize.base import WeightQuantizer
@@ -29,14 +30,7 @@ def traces(loss: Tensor, leaves: Sequence[Tensor], probes: int, generator: torch
     >>> traces((x**3).sum(), [x], 1, torch.Generator())
     [18.0]
     """
-    slopes = torch.autograd.grad(loss, leaves, create_graph=True, materialize_grads=True)
-    found = [0.0] * len(leaves)
-    for _ in range(probes):
-        signs = [2.0 * torch.randint(2, leaf.shape, generator=generator).to(leaf) - 1.0 for leaf in leaves]
-        turned = torch.autograd.grad(slopes, leaves, signs, retain_graph=True, materialize_grads=True)
-        for place, (sign, bent) in enumerate(zip(signs, turned, strict=True)):
-            found[place] += float((sign * bent).sum()) / probes
-    return found
+    return [float(diagonal.sum()) for diagonal in diagonals(loss, leaves, probes, generator)]
 
 
 def errors(quantizer: WeightQuantizer, weight: Tensor, choices: Iterable[int]) -> dict[int, float]:
@@ -125,7 +119,7 @@ class Sensitivity:
             raise ValueError(f"Sensitivity needs choices, batches and probes; got {choices=}, {batches=}, {probes=}")
         self.relative_bops, self.weight_bytes = relative_bops, weight_bytes
         self.choices = tuple(choices)
-        self.loss = lookup.among(loss, {"cross_entropy": F.cross_entropy}, owner="Sensitivity: loss")
+        self.loss = named_loss(loss, owner="Sensitivity: loss")
         self.batches, self.probes, self.seed = batches, probes, seed
 
     def choose(

@@ -10,6 +10,7 @@ import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core import shrunk
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.task import Task, classification
 from lightning_compress.export import onnx, packed
@@ -127,11 +128,16 @@ def load(file: str | Path, model: nn.Module | None = None, allow: Sequence[str] 
     """The model in a packed file, ready to run: bit for bit what was measured.
 
     `model` is the base network, needed when the file was written from an object; `allow` names packages of yours that
-    the file's architecture may come from.
+    the file's architecture may come from. Of a run's `weights.pt`, a plain `state_dict`, the model is made by the
+    edits in `edits.json` beside it (`core/shrunk.py`).
 
     Raises:
         ValueError: the file is damaged, or names code that is not allowed.
     """
+    if Path(file).suffix == ".pt":
+        if model is None:
+            raise ValueError(f"{file} holds tensors only: call load(file, model=the base network)")
+        return shrunk.load(Path(file).parent, deepcopy(model))
     unpacked = packed.read(Path(file))
     return packed.rebuild(unpacked, deepcopy(model) if model is not None else _base(unpacked, file, allow))
 

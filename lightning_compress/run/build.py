@@ -95,7 +95,8 @@ def methods(
 
 def phases(config: Config) -> list[Config]:
     """The phases of a run: those of the configuration, or one with every method that is on."""
-    return [{"methods": None, "epochs": config["epochs"], **phase} for phase in config["phases"] or [{}]]
+    default = {"methods": None, "epochs": config["epochs"], "keep_optimizer": False}
+    return [{**default, **phase} for phase in config["phases"] or [{}]]
 
 
 def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_in: Callable[[], nn.Module]) -> None:

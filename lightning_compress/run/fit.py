@@ -16,8 +16,9 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lightning_compress.core import edits, surgery
+from lightning_compress.core import edits, moments, surgery
 from lightning_compress.core.method import Compact, Edit, Method
+from lightning_compress.core.moments import Moments
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
 from lightning_compress.run import device, ranks
@@ -31,11 +32,14 @@ _TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lig
 class Phase:
     """A stretch of training under one list of methods; `methods` is called when the phase begins.
 
-    With no epochs the methods only look at data: post-training quantization.
+    With no epochs the methods only look at data: post-training quantization. As is the custom, fine-tuning begins with
+    a new optimizer: what the last one gathered belongs to the learning rate and the network of then. With
+    `keep_optimizer` momentum and the like go on, cut to the channels that are left.
     """
 
     methods: Callable[[], Sequence[Method]]
     epochs: int
+    keep_optimizer: bool = False
 
 
 @final
@@ -68,11 +72,15 @@ class Job:
 @final
 @dataclass(frozen=True)
 class _Start:
-    """What a phase starts from: the network, the edits that made it of the base network, the curve before."""
+    """What a phase starts from: the network, the edits that made it of the base network, the curve before.
+
+    Of the optimizer before there is something only where the phase goes on with it.
+    """
 
     model: nn.Module
     edits: list[Edit]
     curve: list[dict[str, float]]
+    moments: Moments = field(default_factory=dict)
 
 
 def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
@@ -90,11 +98,12 @@ def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
         if handoff.exists():
             start = _take_over(job, handoff)
             continue
-        compact, curve = _phase(job, number, start)
+        compact, curve, kept = _phase(job, number, start)
         if number < len(job.phases) - 1:
-            start = _Start(bare(compact.model), compact.edits, curve)
+            start = _Start(bare(compact.model), compact.edits, curve, kept)
             if ranks.is_first():
-                _save(handoff, {"state": start.model.state_dict(), "edits": start.edits, "curve": curve})
+                state = start.model.state_dict()
+                _save(handoff, {"state": state, "edits": start.edits, "curve": curve, "moments": kept})
     assert compact is not None, "a job has at least one phase, and the last leaves no hand-off"
     return compact, curve
 
@@ -111,7 +120,13 @@ def _take_over(job: Job, handoff: Path) -> _Start:
     saved = load_checkpoint(handoff)
     model = edits.replay(job.build(), saved["edits"])
     model.load_state_dict(saved["state"])
-    return _Start(model, saved["edits"], saved["curve"])
+    return _Start(model, saved["edits"], saved["curve"], saved.get("moments", {}))
+
+
+def _cut(job: Job, start: _Start, compact: Compact, gathered: Moments) -> Moments:
+    """What the phase's optimizer gathered on the channels that are left of its network."""
+    base = edits.replay(job.build(), start.edits)
+    return moments.cut(gathered, base, compact.edits[len(start.edits) :])
 
 
 def _save(path: Path, data: dict[str, Any]) -> None:
@@ -134,7 +149,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]]]:
+def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]], Moments]:
     phase, checkpoint = job.phases[number], job.folder / f"phase{number}.ckpt"
     module = CompressionModule(
         start.model,
@@ -145,6 +160,7 @@ def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str
         scheduler=job.scheduler,
         **_speed(job, start.model),
     )
+    module.moments = start.moments
     if job.report is not None:
         report = job.report
         module.report = lambda row: report(_continued(start, [row])[-1])
@@ -158,7 +174,10 @@ def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str
         )
     if climb and climb.paused:
         raise PausedError(climb.paused)
-    return _whole(start, module.finalize()), _continued(start, module.epochs)
+    compact, kept = _whole(start, module.finalize()), Moments()
+    if any(following.keep_optimizer for following in job.phases[number + 1 : number + 2]):
+        kept = _cut(job, start, compact, moments.of(trainer.optimizers[0], module.model))
+    return compact, _continued(start, module.epochs), kept
 
 
 def _continued(start: _Start, epochs: Sequence[dict[str, float]]) -> list[dict[str, float]]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core import shrunk
 from lightning_compress.core.compressor import read_stored
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
@@ -19,7 +20,7 @@ from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.export import chooser, onnx, packed, runtime, verify
 from lightning_compress.run import priced, ranks
 
-PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", "weights.pt"
+PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", shrunk.WEIGHTS
 KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
 
 
@@ -178,9 +179,9 @@ def measure(
     `make` builds the base network; `inputs` are real samples, [number, ...], on the CPU.
     """
     write_packed(compact, make(), inputs, folder / PACKED, architecture)
-    torch.save(compact.model.state_dict(), folder / WEIGHTS)
+    shrunk.save(compact, folder)
     cost, rows = costs(compact, make(), inputs[:1], folder / PACKED)
-    files, checks = {"packed": PACKED, "weights": WEIGHTS}, {}
+    files, checks = {"packed": PACKED, "weights": WEIGHTS, "edits": shrunk.EDITS}, {}
     if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)
         own = folder / DENSE

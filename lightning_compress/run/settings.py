@@ -100,10 +100,11 @@ def _check_phase(phase: Any, where: str, methods: Config) -> None:
     if not isinstance(phase, dict):
         raise ConfigError(f"{where} must be like {{methods: [prune], epochs: 10}}; got {phase!r}")
     for key in phase:
-        if key not in ("methods", "epochs"):
-            raise unknown(key, ["methods", "epochs"], where=where)
+        if key not in ("methods", "epochs", "keep_optimizer"):
+            raise unknown(key, ["methods", "epochs", "keep_optimizer"], where=where)
     if not _whole(phase.get("epochs", 1)):
         raise ConfigError(f"{where}: epochs must be a count from 0 up; got {phase['epochs']!r}")
+    _check_keep(phase.get("keep_optimizer", False), where)
     names = phase.get("methods")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise ConfigError(f"{where}: methods must be a list of names; got {names!r}")
@@ -111,6 +112,13 @@ def _check_phase(phase: Any, where: str, methods: Config) -> None:
     for name in names or ():
         if name not in on:
             raise unknown(name, on, where="the methods that are on")
+
+
+def _check_keep(keep: Any, where: str) -> None:
+    if not _switch(keep) or (keep and where == "phases[0]"):
+        raise ConfigError(
+            f"{where}: keep_optimizer must be true or false, and the first phase has none to keep; got {keep!r}"
+        )
 
 
 def _at(config: Config, key: str) -> Any:

@@ -190,7 +190,7 @@ def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -
     optimizer, scheduler = build.factories(config)
     teaching = partial(load_teacher, config, data, setting.folder), partial(teacher_outputs, config, data)
     phases = [
-        Phase(partial(build.methods, config, phase["methods"], *teaching), phase["epochs"])
+        Phase(partial(build.methods, config, phase["methods"], *teaching), phase["epochs"], phase["keep_optimizer"])
         for phase in build.phases(config)
     ]
     speed = config["speed"]

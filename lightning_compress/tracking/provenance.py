@@ -14,7 +14,6 @@ PACKAGES = (
     "torch",
     "pytorch-lightning",
     "torchmetrics",
-    "torch-pruning",
     "optuna",
     "wandb",
     "hydra-core",

@@ -19,6 +19,7 @@ from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
+from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.freeze import Freeze
@@ -26,6 +27,7 @@ from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
 from lightning_compress.quantize.sensitivity import Sensitivity
 from lightning_compress.share.method import Share
+from tests.prune.graphs import Layer
 
 EPOCHS, BATCHES = 4, 6
 # What a checkpoint must reproduce to the last bit; the rest of it holds paths and Lightning's version.
@@ -55,6 +57,18 @@ def mlp() -> nn.Module:
     )
 
 
+def words() -> nn.Module:
+    """A layer of a transformer that takes the rows of a 1x8x8 input for words."""
+    return nn.Sequential(
+        nn.Flatten(1, 2), nn.Linear(8, 16), Layer("apart", 16, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 10)
+    )
+
+
+def residual() -> nn.Module:
+    """Four residual blocks that may go, and two that may not, on 1x8x8 inputs."""
+    return ResNetCIFAR(14, in_channels=1, width=0.25)
+
+
 @functools.cache
 def _teacher() -> nn.Module:
     with torch.random.fork_rng():
@@ -66,8 +80,8 @@ def _prune(**options: Any) -> Prune:
     return Prune(Polynomial(last=0.6, end=0.5), every=2, **options)
 
 
-def _channel() -> Prune:
-    return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2)
+def _channel(**options: Any) -> Prune:
+    return Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2, **options)
 
 
 def _share() -> Share:
@@ -107,6 +121,31 @@ ROWS: dict[str, Case] = {
     "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),
     "prune-threshold": Case(lambda: [Prune(threshold=OneShot(last=0.5, at=0.3))]),
     "prune-channel": Case(lambda: [_channel()], channels=0.5),
+    "prune-snip-lsq": Case(
+        lambda: [Prune(0.6, score="snip", batches=2), Quantize(4, 6, weights="lsq", activations="lsq")],
+        sparsity=0.6,
+        weight_bits=4,
+        activation_bits=6,
+        full_range=False,
+    ),
+    "prune-movement": Case(
+        lambda: [Prune(Polynomial(last=0.6, begin=0.1, end=0.5), every=2, score="movement")], sparsity=0.6
+    ),
+    "prune-2:4": Case(lambda: [Prune(Linear(last=0.5, end=0.5), pattern="2:4", every=2, exclude=["<first>"])]),
+    "prune-block-erdos-renyi": Case(
+        lambda: [_prune(pattern="2x1", allocation="erdos_renyi_kernel", score="lamp")], sparsity=0.6, overall=True
+    ),
+    "prune-head": Case(lambda: [Prune(Polynomial(last=0.5, end=0.5), pattern="head", every=2)], words),
+    "prune-block-quantize": Case(
+        lambda: [Prune(Polynomial(last=0.5, end=0.5), pattern="block", score="taylor", every=2), Quantize(6, 8)],
+        residual,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "prune-channel-taylor": Case(lambda: [_channel(score="taylor")], channels=0.5),
+    "prune-channel-apoz": Case(
+        lambda: [_channel(score="apoz"), _quantize()], channels=0.5, weight_bits=6, activation_bits=8
+    ),
     "share-layer": Case(lambda: [Share(clusters=12)], clusters=12),
     "share-global": Case(lambda: [Share(bits=3, scope="global", init="density", start=0.3)], clusters=8),
     "share-product": Case(lambda: [Share(clusters=6, length=3, init="kmeans++")], clusters=6, length=3),

@@ -37,7 +37,10 @@ def plain_net() -> nn.Module:
 
 def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
     ramp = partial(Polynomial, end=0.5)
-    found: list[Method] = [Prune(ramp(last=0.5), every=2), Prune(ramp(last=0.5), every=2, pattern="channel")]
+    found: list[Method] = [
+        Prune(ramp(last=0.5), every=2, score="snip"),
+        Prune(ramp(last=0.5), every=2, pattern="channel", score="taylor"),
+    ]
     if rounded:
         found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
     return [*found, Distill(teacher, weight=0.5)]
@@ -46,7 +49,7 @@ def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
 def learned(teacher: nn.Module) -> list[Method]:
     """Quantizers with parameters: some idle at first, some from the start, with masks below; layers that freeze."""
     return [
-        Prune(Polynomial(last=0.5, end=0.5), every=2),
+        Prune(Polynomial(last=0.5, end=0.5), every=2, score="movement"),
         Freeze(start=0.3, every=1),
         Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
         Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),

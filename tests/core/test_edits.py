@@ -52,6 +52,42 @@ def test_depthwise_shrinks_on_both_sides() -> None:
     torch.testing.assert_close(net(x[:, INDEX]), whole[:, INDEX])
 
 
+def test_grouped_convs_keep_as_many_of_each_group() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(4, 6, 3, groups=2))
+    x = torch.randn(1, 4, 5, 5)
+    x[:, [0, 2]] = 0.0
+    whole = net(x)
+    edits.replay(net, [edits.keep("0", "in", torch.tensor([1])), edits.keep("0", "out", torch.tensor([0, 1, 4, 5]))])
+    assert (net[0].groups, net[0].in_channels, net[0].out_channels) == (2, 2, 4)
+    torch.testing.assert_close(net(x[:, [1, 3]]), whole[:, [0, 1, 4, 5]])
+
+
+def test_filters_of_a_depthwise_conv_go_with_their_channel() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 6, 1, groups=3))
+    x = torch.randn(1, 3, 2, 2)
+    whole = net(x)
+    edits.replay(net, [edits.keep("0", "out", torch.tensor([0, 1, 4, 5]))])
+    assert (net[0].groups, net[0].in_channels, net[0].out_channels) == (2, 2, 4)
+    torch.testing.assert_close(net(x[:, [0, 2]]), whole[:, [0, 1, 4, 5]])
+
+
+def test_a_transposed_conv_by_hand() -> None:
+    net: Any = nn.Sequential(nn.ConvTranspose2d(4, 3, 2, stride=2))
+    weight, bias = net[0].weight.detach().clone(), net[0].bias.detach().clone()
+    edits.replay(net, [edits.keep("0", "out", INDEX), edits.keep("0", "in", torch.tensor([1, 2, 3]))])
+    assert torch.equal(net[0].weight, weight[1:][:, INDEX])
+    assert torch.equal(net[0].bias, bias[INDEX])
+    assert net(torch.ones(1, 3, 2, 2)).shape == (1, 2, 4, 4)
+
+
+def test_a_dropped_block_takes_its_tensors_along() -> None:
+    net: Any = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3)))
+    stored = {name: Stored(tensor.detach()) for name, tensor in net.named_parameters()}
+    left = edits.cut_stored(net, stored, edits.drop("1"))
+    edits.replay(net, [edits.drop("1")])
+    assert left.keys() == dict(net.named_parameters()).keys() == {"0.weight", "0.bias"}
+
+
 def test_a_frozen_tensor_stays_frozen() -> None:
     net: Any = nn.Sequential(nn.Linear(4, 3).requires_grad_(False))
     edits.replay(net, [edits.keep("0", "out", INDEX)])
@@ -79,13 +115,22 @@ def test_edits_survive_json_and_give_the_same_shapes() -> None:
     [
         (nn.Linear(2, 2), edits.keep("conv9", "out", INDEX), "a layer 'conv9' that the model does not have"),
         (nn.Linear(2, 2), edits.fold("0", "1"), "a layer '1' that the model does not have"),
-        (nn.Linear(2, 2), {"kind": "drop", "layer": "0"}, "unknown edit 'drop'"),
+        (nn.Linear(2, 2), {"kind": "melt", "layer": "0"}, "unknown edit 'melt'"),
         (nn.Linear(2, 2), edits.keep("0", "out", torch.tensor([2])), "out of range"),
         (nn.Linear(2, 2), edits.keep("0", "out", torch.tensor([], dtype=torch.int64)), "out of range"),
         (nn.LayerNorm(2), edits.keep("0", "out", INDEX), "cannot keep channels of a LayerNorm"),
-        (nn.Conv2d(4, 4, 1, groups=2), edits.keep("0", "out", INDEX), "grouped conv that is not depthwise"),
-        (nn.Conv2d(4, 8, 1, groups=4), edits.keep("0", "out", INDEX), "grouped conv that is not depthwise"),
-        (nn.Conv2d(4, 4, 1, groups=4), edits.keep("0", "in", INDEX), "grouped conv that is not depthwise"),
+        (
+            nn.Conv2d(4, 4, 1, groups=2),
+            edits.keep("0", "out", torch.tensor([0, 1, 2])),
+            "equally many of each; got .2, 1",
+        ),
+        (nn.Conv2d(4, 8, 1, groups=4), edits.keep("0", "out", INDEX), "equally many of each"),
+        (nn.GroupNorm(2, 4), edits.keep("0", "out", INDEX), "go in groups of 2"),
+        (nn.MultiheadAttention(4, 2), edits.keep("0", "out", INDEX), "go in groups of 2"),
+        (nn.ConvTranspose2d(4, 4, 1, groups=2), edits.keep("0", "in", INDEX), "a transposed conv in groups"),
+        (nn.MultiheadAttention(4, 2), edits.set_count("0", "heads", 1), "cannot set 'heads' of '0' to 1"),
+        (nn.MultiheadAttention(4, 2), edits.set_count("0", "num_heads", 0), "expected a count"),
+        (nn.MultiheadAttention(4, 2), edits.set_count("0", "training", 1), "cannot set 'training'"),
         (nn.Linear(2, 2), edits.fold("0", "0"), "cannot fold '0'.*expected a batch norm"),
     ],
 )

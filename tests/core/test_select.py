@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.core.select import layers
+from lightning_compress.core.select import assign, exactly, layers
 
 
 def net() -> nn.Module:
@@ -52,3 +52,15 @@ def test_a_useless_exclude_is_an_error_that_lists_the_layers() -> None:
 def test_a_model_without_layers() -> None:
     with pytest.raises(ValueError, match=r"X matched no layer.*\(0 names\)"):
         layers(nn.ReLU(), owner="X")
+
+
+def test_each_name_is_spoken_of_once() -> None:
+    names = ["layer1.0", "layer1x0", "fc"]
+    assert assign(names, ["^layer", "fc"], owner="Prune") == {"layer1.0": "^layer", "layer1x0": "^layer", "fc": "fc"}
+    assert assign(names, [exactly("layer1.0"), "x0", "fc"], owner="Prune")["layer1.0"] == r"^layer1\.0$"
+    with pytest.raises(ValueError, match=r"'fc' needs one value, but none of \['\^layer'\] matches it"):
+        assign(names, ["^layer"], owner="Prune")
+    with pytest.raises(ValueError, match=r"'layer1\.0' needs one value, but both 'layer' and '0' match it"):
+        assign(names, ["layer", "0", "fc"], owner="Prune")
+    with pytest.raises(ValueError, match=r"Prune: 'conv' matches nothing; there are layer1\.0, layer1x0, fc"):
+        assign(names, ["", "conv"], owner="Prune")

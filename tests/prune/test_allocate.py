@@ -1,4 +1,5 @@
 import math
+from collections.abc import Mapping
 from fractions import Fraction
 
 import pytest
@@ -110,3 +111,59 @@ def test_threshold_is_each_names_own_and_counts_the_gone_as_zeros() -> None:
 
 def test_a_threshold_above_everything_leaves_the_largest() -> None:
     assert allocate.above({"a": torch.tensor([1.0, 2.0, 1.5])}, 50.0)["a"].tolist() == [False, True, False]
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.3, 0.5, 0.9, 0.99, 0.999])
+@pytest.mark.parametrize("gone", [0.0, 0.6])
+def test_the_largest_of_many_are_those_of_a_sort(sparsity: float, gone: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for score in (torch.randn(50_000, generator=generator), torch.randint(0, 300, (50_000,), generator=generator) / 7):
+        score = score.masked_fill(torch.rand(50_000, generator=generator) < gone, -math.inf)
+        count = allocate.num_kept(len(score), sparsity)
+        keep = allocate.top(score, count)
+        assert int(keep.sum()) == count
+        assert torch.equal(score[keep].sort().values, score.sort(descending=True).values[:count].flip(0))
+
+
+LENET = {"fc1": (300, 784), "fc2": (100, 300), "fc3": (10, 100)}
+
+
+def _drawn(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Tensor]:
+    return {name: torch.rand(math.prod(shape)) for name, shape in shapes.items()}
+
+
+def test_erdos_renyi_by_hand() -> None:
+    """LeNet-300-100 at 90 %: 26,620 of 266,200 weights stay; fc3 would need 1,000 * 0.11 * 17.6 = 1,936 > 1,000.
+
+    fc3 stays whole, and (300 + 784) and (100 + 300) share the other 25,620 weights.
+    """
+    counts = kept(allocate.erdos_renyi(_drawn(LENET), 0.9, shapes=LENET))
+    assert counts["fc3"] == 1000
+    assert counts["fc1"] == round(25_620 * 1084 / 1484)
+    assert sum(counts.values()) == 26_620
+    counts = kept(allocate.erdos_renyi(_drawn(LENET), 0.98, shapes=LENET))  # 5,324 over 1084 + 400 + 110
+    assert counts == {"fc1": 3621, "fc2": 1336, "fc3": 367}
+
+
+def test_kernels_count_in_erdos_renyi_kernel_only() -> None:
+    shapes = {"conv": (8, 4, 3, 3), "fc": (10, 32)}
+    scores = _drawn(shapes)  # 288 and 320 weights; 30 of them stay
+    kernel = kept(allocate.erdos_renyi_kernel(scores, 1 - 30 / 608, shapes=shapes))
+    plain = kept(allocate.erdos_renyi(scores, 1 - 30 / 608, shapes=shapes))
+    # 8 + 4 + 3 + 3 = 18 against 10 + 32 = 42; without kernels 9 * (8 + 4) = 108 against 42
+    assert kernel == {"conv": 9, "fc": 21}
+    assert plain == {"conv": 22, "fc": 8}  # 21.6 and 8.4
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8, 0.95])
+def test_erdos_renyi_reaches_the_total(sparsity: float) -> None:
+    shapes = {"a": (16, 3, 3, 3), "b": (32, 16, 3, 3), "c": (32, 1, 3, 3), "d": (10, 32)}
+    for function in (allocate.erdos_renyi, allocate.erdos_renyi_kernel):
+        counts = kept(function(_drawn(shapes), sparsity, shapes=shapes))
+        assert sum(counts.values()) == allocate.num_kept(sum(math.prod(s) for s in shapes.values()), sparsity)
+
+
+def test_groups_keep_alike() -> None:
+    keep = allocate.in_groups({"a": torch.tensor([1.0, 4.0, 3.0, 2.0, -math.inf, 0.0, -math.inf, 1.0])}, 0.5, size=4)
+    assert keep["a"].tolist() == [False, True, True, False, False, True, False, True]
+    assert allocate.in_groups({"a": torch.arange(8.0)}, 0.0, size=4)["a"].all()

@@ -87,7 +87,7 @@ def test_a_falling_schedule_gives_nothing_back() -> None:
 
 def test_a_score_that_prefers_small_weights_cannot_revive_one() -> None:
     def smallest(weight: Tensor) -> Tensor:
-        return 10.0 - weight.abs()
+        return 10.0 - weight.abs().sum(1)
 
     model = net()
     method = Prune(Linear(first=0.0, last=0.8), every=1, score=smallest)
@@ -202,13 +202,97 @@ def test_sparsity_that_rounds_to_nothing_is_an_error() -> None:
         ({"sparsity": 90}, r"in \[0, 1\); got 90"),
         ({"sparsity": Linear(first=-0.1, last=0.5)}, r"in \[0, 1\); got -0.1"),
         ({"threshold": -1.0}, "from 0 up; got -1.0"),
-        ({"sparsity": 0.5, "pattern": "filter"}, "one of unstructured, channel; got 'filter'"),
+        ({"sparsity": 0.5, "pattern": "chanel"}, "Prune: pattern: no 'chanel' .*did you mean 'channel'"),
+        ({"sparsity": 0.5, "pattern": 124}, "YAML makes of 2:4 and the like; put it in quotes"),
+        ({"sparsity": 0.75, "pattern": "2:4"}, r"removes 2 of every 4, so its sparsity ends at 0\.5; got 0\.75"),
+        ({"sparsity": 0.5, "pattern": "4:4"}, "fewer than all, everywhere alike"),
+        ({"threshold": 0.5, "pattern": "2:4"}, "write one sparsity, no threshold and no round_to"),
+        ({"sparsity": 0.5, "pattern": "2:4", "allocation": "uniform"}, "'2:4' decides how much goes where; leave out"),
+        ({"sparsity": {"": 0.5}, "allocation": "uniform"}, "sparsity by layer decides how much goes where"),
+        ({"threshold": 0.5, "allocation": "uniform"}, "threshold decides how much goes where"),
+        ({"sparsity": {"fc": 0.5, "conv": 2.0}}, r"in \[0, 1\); got 2.0"),
+        ({"sparsity": 0.5, "batches": 0}, "from 1 up"),
+        ({"sparsity": 0.5, "loss": "crossentropy"}, "Prune: loss: no 'crossentropy' .*did you mean 'cross_entropy'"),
         ({"sparsity": 0.5, "every": 0}, "from 1 up"),
         ({"sparsity": 0.5, "round_to": 0}, "from 1 up"),
         ({"sparsity": 0.5, "score": "magnitud"}, "did you mean 'magnitude'"),
-        ({"sparsity": 0.5, "allocation": "global"}, "no function 'global'"),
+        ({"sparsity": 0.5, "allocation": "global"}, "Prune: allocation: no 'global' .*overall, uniform"),
+        ({"sparsity": 0.5, "allocation": "above"}, "Prune: allocation: no 'above'"),
     ],
 )
 def test_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Prune(**options)
+
+
+def test_two_of_four_step_by_step() -> None:
+    model: Any = nn.Sequential(nn.Conv2d(8, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(24, 5))
+    method = Prune(Linear(last=0.5), pattern="2:4", every=1)
+    method.attach(model, None)
+    for step, left in ((1, 4), (2, 3), (3, 2), (4, 2)):
+        weights = [model[0].weight.detach().clone().movedim(1, -1), model[3].weight.detach().clone()]
+        method.update(model, step / 4)
+        for before, after in zip(weights, [model[0].weight.movedim(1, -1), model[3].weight], strict=True):
+            groups = after.reshape(-1, 4)
+            assert (groups != 0).sum(1).tolist() == [left] * len(groups)
+            expected = before.reshape(-1, 4).abs().topk(left).indices.sort().values
+            assert torch.equal(groups.abs().topk(left).indices.sort().values, expected)
+
+
+def test_sparsity_by_layer() -> None:
+    model = net()
+    method = Prune({"^0$": Linear(last=0.9), "^2$": 0.25}, every=1)
+    method.attach(model, None)
+    assert method.update(model, 0.5) == {"prune/amount/^0$": 0.45, "prune/amount/^2$": 0.25}
+    assert zeros(model) == [54, 25]
+    method.update(model, 1.0)
+    assert zeros(model) == [108, 25]
+    again = Prune({"^0$": Linear(last=0.9), "^2$": 0.25}, every=1)
+    again.set_extra_state(method.get_extra_state())
+    again.attach(net(), None)
+    assert again.update(model, 1.0) == {}
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "message"),
+    [
+        ({"^0$": 0.5}, r"'2' needs one value, but none of \['\^0\$'\] matches it; write it as '\^2\$'"),
+        ({"0|2": 0.5, "2": 0.9}, "'2' needs one value, but both '0|2' and '2' match it"),
+        ({"0": 0.5, "2": 0.9, "fc": 0.1}, r"'fc' matches nothing; there are 0, 2 \(2 names\)"),
+    ],
+)
+def test_every_layer_needs_one_sparsity(sparsity: dict[str, float], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Prune(sparsity).attach(net(), None)
+
+
+def test_snip_before_the_first_step() -> None:
+    model, (x, y) = net(), (torch.randn(16, 6), torch.randint(5, (16,)))
+    weights = [model[i].weight for i in (0, 2)]
+    loss = nn.functional.cross_entropy(model(x), y)
+    felt = [
+        (weight * slope).abs().flatten()
+        for weight, slope in zip(weights, torch.autograd.grad(loss, weights), strict=True)
+    ]
+    expected = torch.cat(felt) >= torch.cat(felt).topk(44).values.min()
+    compressor = Compressor([Prune(0.8, score="snip", allocation="overall")])
+    compressor.attach(model, None)
+    compressor.prepare(model, [(x, y)])
+    assert torch.equal(torch.cat([model[i].weight.flatten() != 0 for i in (0, 2)]), expected)
+
+
+def test_masks_that_move_by_no_movement_are_an_error() -> None:
+    model, compressor = net(), Compressor([Prune(0.5, score="movement")])
+    compressor.attach(model, None)
+    compressor.prepare(model, [])
+    with pytest.raises(NoEffectError, match="masks moved before a step: let its schedule begin later"):
+        compressor.update(model)
+
+
+@pytest.mark.parametrize(
+    ("score", "got"),
+    [(lambda weight: weight.abs(), r"the shape \(120, 1\)"), (lambda weight: weight.sum(1) * torch.nan, "NaN")],
+)
+def test_a_score_of_the_wrong_form_is_named(score: Any, got: str) -> None:
+    with pytest.raises(ValueError, match=f"one number for each of 120 units of '0'; got {got}"):
+        Prune(0.5, score=score).attach(net(), None)

@@ -1,28 +1,30 @@
+from functools import partial
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 from lightning_compress.core.mask import Mask
-from lightning_compress.prune.patterns import Unstructured, masked_weight
-from lightning_compress.prune.scores import magnitude
+from lightning_compress.prune import patterns
+from lightning_compress.prune.patterns import InPlace, masked_weight, side_by_side
 
 
-def build() -> tuple[Any, Unstructured]:
+def build() -> tuple[Any, InPlace]:
     net: Any = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Conv1d(1, 2, 3))
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0, -4.0], [3.0, 2.0]]))
-    return net, Unstructured(net, None, {"0": net[0], "2": net[2]})
+    return net, patterns.unstructured(net, None, {"0": net[0], "2": net[2]})
 
 
-def test_scores_and_keep_by_hand() -> None:
+def test_view_and_keep_by_hand() -> None:
     net, pattern = build()
-    assert pattern.scores(magnitude)["0"].tolist() == [1.0, 4.0, 3.0, 2.0]
-    assert pattern.scores(magnitude)["2"].shape == (6,)
+    assert pattern.view()["0"].tolist() == [[1.0], [-4.0], [3.0], [2.0]]
+    assert pattern.view()["2"].shape == (6, 1)
     keep = {"0": torch.tensor([False, True, True, False]), "2": torch.ones(6, dtype=torch.bool)}
     pattern.apply(keep)
     assert net[0].weight.tolist() == [[0.0, -4.0], [3.0, 0.0]]
-    assert pattern.scores(magnitude)["0"].tolist() == [-torch.inf, 4.0, 3.0, -torch.inf]
+    assert pattern.view(lambda layer: torch.ones_like(layer.weight))["0"].tolist() == [[1.0]] * 4  # type: ignore[arg-type]
     assert {name: kept.tolist() for name, kept in pattern.keep().items()} == {n: k.tolist() for n, k in keep.items()}
 
 
@@ -43,3 +45,68 @@ def test_masked_weight_sees_all_masks_and_nothing_else() -> None:
     nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
     assert torch.equal(masked_weight(layer), weight)
     assert not masked_weight(layer).requires_grad
+
+
+def test_blocks_by_hand() -> None:
+    """A 3 x 5 matrix in blocks of 2 x 2: those of the last row and column are smaller."""
+    layer = nn.Linear(5, 3)
+    pattern = patterns.block(layer, None, {"": layer}, rows=2, columns=2)
+    matrix = torch.arange(1.0, 16.0).view(3, 5)
+    assert pattern.view(lambda _: matrix)[""].tolist() == [
+        [1.0, 2.0, 6.0, 7.0],
+        [3.0, 4.0, 8.0, 9.0],
+        [5.0, 0.0, 10.0, 0.0],
+        [11.0, 12.0, 0.0, 0.0],
+        [13.0, 14.0, 0.0, 0.0],
+        [15.0, 0.0, 0.0, 0.0],
+    ]
+    keep = torch.tensor([True, False, False, True, False, True])
+    pattern.apply({"": keep})
+    assert (layer.weight != 0).int().tolist() == [[1, 1, 0, 0, 0], [1, 1, 0, 0, 0], [1, 1, 0, 0, 1]]
+    assert torch.equal(pattern.keep()[""], keep)
+
+
+@pytest.mark.parametrize("build", [lambda: nn.Linear(12, 10), lambda: nn.Conv2d(4, 6, 3), lambda: nn.Conv1d(8, 3, 2)])
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("row", patterns.row),
+        ("4x1", partial(patterns.block, rows=4, columns=1)),
+        ("3x5", partial(patterns.block, rows=3, columns=5)),
+        ("groups", partial(patterns.in_groups, size=4)),
+    ],
+)
+def test_what_is_kept_is_what_shows_in_the_weight(name: str, make: Any, build: Any) -> None:
+    layer = build()
+    weight = layer.weight.detach().clone()
+    pattern: InPlace = make(layer, None, {"": layer})
+    view = pattern.view()[""].clone()
+    assert view.count_nonzero() == weight.numel()  # each entry once, and nothing but zeros at the ends
+    assert torch.equal(view[view != 0].sort().values, weight.flatten().sort().values)
+    keep = torch.rand(len(view)) < 0.5
+    pattern.apply({"": keep})
+    assert torch.equal(pattern.keep()[""], keep)
+    assert torch.equal(pattern.view()[""], view * keep[:, None])
+    if name == "row":
+        assert torch.equal(layer.weight.flatten(1).any(1), keep)
+
+
+def test_groups_run_along_the_inputs() -> None:
+    layer: Any = nn.Conv2d(8, 2, 3)
+    pattern = patterns.in_groups(layer, None, {"": layer}, size=4)
+    keep = torch.zeros(2 * 9 * 8, dtype=torch.bool)
+    keep[4:8] = True  # of the first output, at the first place, inputs 4 to 7
+    pattern.apply({"": keep})
+    assert layer.weight.nonzero().tolist() == [[0, i, 0, 0] for i in range(4, 8)]
+
+
+def test_inputs_that_do_not_divide_are_refused_by_name() -> None:
+    layers = {"a.0": nn.Conv2d(3, 8, 3), "b": nn.Linear(8, 4)}
+    with pytest.raises(ValueError, match=r"of a\.0 there are 3; write exclude=\['\^a\\\\\.0\$'\]"):
+        patterns.in_groups(nn.Identity(), None, layers, size=4)
+
+
+def test_side_by_side_pads_what_is_short() -> None:
+    rows = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    found = side_by_side(rows, torch.tensor([2, 0, 2]), 3)
+    assert found.flatten(1).tolist() == [[3.0, 4.0, 0.0, 0.0], [0.0] * 4, [1.0, 2.0, 5.0, 6.0]]

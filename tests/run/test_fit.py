@@ -1,6 +1,7 @@
 import os
 import signal
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -230,3 +231,38 @@ def test_the_base_network_is_not_trained(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in base.state_dict().items()}
     fit(_job(tmp_path, (_quantize, 1)))
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+
+
+def _fine_tune() -> Sequence[Method]:
+    return []
+
+
+KEPT = (Phase(_prune, 2), Phase(_fine_tune, 2, keep_optimizer=True))
+
+
+def test_momentum_goes_on_after_the_cut_and_a_killed_run_too(tmp_path: Path) -> None:
+    handed: list[dict[str, Any]] = []
+
+    def adam(groups: Any) -> torch.optim.Optimizer:
+        made = torch.optim.Adam(groups, lr=0.01)
+        made.register_load_state_dict_pre_hook(lambda _, state: handed.append(state["state"]))
+        return made
+
+    job = replace(_job(tmp_path / "whole", optimizer=adam), phases=KEPT)
+    compact, curve = fit(job)
+    assert len(handed) == 1
+    saved = load_checkpoint(tmp_path / "whole" / "phase0.pt")
+    small = compact.model.state_dict()
+    assert saved["moments"].keys() == dict(compact.model.named_parameters()).keys()
+    assert all(state["exp_avg"].shape == small[name].shape for name, state in saved["moments"].items())
+    assert {float(state["step"]) for state in saved["moments"].values()} == {2.0 * 5}
+
+    with pytest.raises(KilledError):
+        fit(replace(_job(tmp_path / "killed", optimizer=adam, report=_kill_at(3)), phases=KEPT))
+    again, same_curve = fit(replace(_job(tmp_path / "killed", optimizer=adam), phases=KEPT))
+    assert _same(compact, again)
+    assert curve == same_curve
+
+    fresh, _ = fit(replace(_job(tmp_path / "fresh", optimizer=adam), phases=[Phase(_prune, 2), Phase(_fine_tune, 2)]))
+    assert load_checkpoint(tmp_path / "fresh" / "phase0.pt")["moments"] == {}
+    assert not _same(compact, fresh)

@@ -169,7 +169,12 @@ def test_measure_writes_and_names_its_files(net: nn.Module, compact: Compact, in
     files, checks, cost, layers = measure.measure(
         compact, lambda: net, inputs, tmp_path, architecture=None, timing=timing
     )
-    assert files == {"packed": "model.lcz", "weights": "weights.pt", "onnx": "model.onnx"}
+    assert files == {
+        "packed": "model.lcz",
+        "weights": "weights.pt",
+        "edits": "edits.json",
+        "onnx": "model.onnx",
+    }
     assert all((tmp_path / name).is_file() for name in files.values())
     assert checks["integer/agreement"] == checks["float/agreement"] == 1.0
     assert cost["latency_rounds"] == 5

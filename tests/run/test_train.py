@@ -50,6 +50,7 @@ def test_a_run_records_everything(joint: tuple[Path, Result], joint_overrides: S
     assert result.history[-1]["train/loss"] == result.metrics["train/loss"]
     assert {path.name for path in folder.iterdir() if path.is_file()} == {
         "config.json",
+        "edits.json",
         "model.lcz",
         "phase0.ckpt",
         "place.json",

@@ -1,0 +1,270 @@
+"""What a score asks for besides the weights, by the names of its parameters.
+
+Of the task loss, in each entry of the *masked* weight, where it is masked too, as `[units, size]`:
+
+- `gradient`: its gradient, the mean over batches;
+- `squared_gradient`: the square of each batch's gradient, the mean over batches;
+- `hessian_gradient`: H g, the Hessian's product with the mean gradient;
+- `hessian`: the Hessian's diagonal, estimated with 16 random vectors of signs for each batch;
+- `movement`: the sum of -w g over the training steps so far, with the gradients that the optimizer was given.
+
+Of channels: `features` [units, samples, rows, columns], what the first layer that reads them takes in, and `norm`
+[units, norms], the scales of their batch norms.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from functools import partial
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.func import functional_call
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lightning_compress.core import surgery
+from lightning_compress.core.curvature import diagonals, products
+from lightning_compress.core.mask import Mask
+from lightning_compress.core.rng import rng_state, set_rng_state
+from lightning_compress.prune.patterns import OfChannels, Pattern, masked_weight, side_by_side, stack
+
+Score = Callable[..., Tensor]
+Loss = Callable[[Any, Any], Tensor]
+
+_SLOPES = ("gradient", "squared_gradient", "hessian_gradient", "hessian")
+_OF_CHANNELS = ("features", "norm")
+_ALL = (*_SLOPES, "movement", *_OF_CHANNELS)
+_PROBES = 16
+
+
+def asked(score: Score) -> frozenset[str]:
+    """The evidence that `score` asks for: its parameters after the first.
+
+    Raises:
+        ValueError: one that must be given and that nobody has.
+
+    >>> sorted(asked(lambda weight, gradient, power=2: (weight * gradient).abs().sum(1) ** power))
+    ['gradient']
+    """
+    _, *others = inspect.signature(score).parameters.values()
+    for parameter in others:
+        if (
+            parameter.name not in _ALL
+            and parameter.default is parameter.empty
+            and parameter.kind < parameter.VAR_KEYWORD
+        ):
+            raise ValueError(
+                f"Prune: the score {getattr(score, '__name__', score)!r} asks for {parameter.name!r}; "
+                f"there is {', '.join(_ALL)}, or give it a default"
+            )
+    return frozenset(parameter.name for parameter in others) & frozenset(_ALL)
+
+
+def mean_of_ranks(tensor: Tensor) -> Tensor:
+    """The mean of `tensor` over all ranks, in place, so that they decide alike.
+
+    >>> mean_of_ranks(torch.ones(2))
+    tensor([1., 1.])
+    """
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(tensor)
+        tensor /= dist.get_world_size()
+    return tensor
+
+
+@final
+class Evidence(nn.Module):
+    """Gathers for `score` what it asks for, from batches that it is shown; nothing when it asks for nothing.
+
+    `loss(outputs, targets)` is the task's.
+
+    >>> Evidence(abs, nn.functional.cross_entropy).from_data
+    False
+    """
+
+    def __init__(self, score: Score, loss: Loss) -> None:
+        super().__init__()
+        self.asked = asked(score)
+        self.name = getattr(score, "__name__", repr(score))
+        self._loss = loss
+        #: Whether masks moved by movement before there was any.
+        self.blind = False
+        self._shown: list[tuple[Any, Any]] = []
+        self._followed: list[Any] = []
+        self._held: list[Tensor] = []
+
+    @property
+    def from_data(self) -> bool:
+        """Whether it needs batches."""
+        return bool(self.asked & {*_SLOPES, "features"})
+
+    def attach(self, pattern: Pattern) -> None:
+        """See that `pattern` can give what is asked for, and make room for what is added up.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        of_channels = sorted(self.asked & set(_OF_CHANNELS))
+        if of_channels and not isinstance(pattern, OfChannels):
+            raise ValueError(
+                f"Prune: the score {self.name!r} asks for {of_channels[0]!r}, which only channels have; "
+                "write pattern=channel, or a score of weights such as magnitude"
+            )
+        if "norm" in self.asked and isinstance(pattern, OfChannels):
+            pattern.norms()
+        if "features" in self.asked and isinstance(pattern, OfChannels):
+            pattern.readers()
+        if "movement" in self.asked:
+            self._followed = _layers(pattern)
+            for place, layer in enumerate(self._followed):
+                self.register_buffer(f"movement{place}", torch.zeros_like(stack(layer).original))
+
+    def show(self, inputs: Any, targets: Any) -> None:
+        """A batch to gather evidence from at the next move, before the optimizer's step where there is one."""
+        if self.from_data:
+            self._shown.append((inputs, targets))
+        self._held = [masked_weight(layer) for layer in self._followed]
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """After an optimizer step: add up the movement that its gradients ask for."""
+        for place, (layer, weight) in enumerate(zip(self._followed, self._held, strict=False)):
+            gradient = stack(layer).original.grad
+            if gradient is not None:
+                self.get_buffer(f"movement{place}").addcmul_(weight, gradient, value=-1)
+        self._held = []
+
+    def forget(self) -> None:
+        """Let go of the batches."""
+        self._shown = []
+
+    def gather(self, model: nn.Module, pattern: Pattern, seed: int) -> dict[str, dict[str, Tensor]]:
+        """Each kind of evidence that is asked for, by the names of `pattern`."""
+        found: dict[str, dict[str, Tensor]] = {}
+        if self.from_data and not self._shown:
+            raise ValueError(
+                f"Prune: the score {self.name!r} needs data and has seen none; call prepare with at least one batch"
+            )
+        if self.from_data:
+            with _undisturbed(model):
+                found |= self._looked(model, pattern, torch.Generator().manual_seed(seed))
+        if "movement" in self.asked:
+            moved = {layer: self.get_buffer(f"movement{place}") for place, layer in enumerate(self._followed)}
+            self.blind = self.blind or not any(bool(values.any()) for values in moved.values())
+            found["movement"] = pattern.view(moved.__getitem__)
+        if "norm" in self.asked and isinstance(pattern, OfChannels):
+            found["norm"] = pattern.norms()
+        return found
+
+    def _looked(self, model: nn.Module, pattern: Pattern, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+        """What the batches show."""
+        found = {}
+        kinds = [kind for kind in _SLOPES if kind in self.asked]
+        if kinds:
+            layers = _layers(pattern)
+            slopes = _slopes(_TaskLoss(model, layers, self._loss), kinds, self._shown, generator)
+            for kind, values in slopes.items():
+                found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
+        if "features" in self.asked and isinstance(pattern, OfChannels):
+            found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
+        return found
+
+
+def _layers(pattern: Pattern) -> list[Any]:
+    """The layers whose weights make up the units."""
+    found: dict[nn.Module, None] = {}
+
+    def read(layer: nn.Module) -> Tensor:
+        found[layer] = None
+        return masked_weight(layer)
+
+    pattern.view(read)
+    return list(found)
+
+
+@contextmanager
+def _undisturbed(model: nn.Module) -> Iterator[None]:
+    """Inside, a pass in float32 leaves no trace: no dropout, no observers, batch norms by each batch, generators kept.
+
+    A batch norm in training takes the batch's statistics, as the loss that is trained does, and adds them to no mean.
+    """
+    norms = [module for module in model.modules() if isinstance(module, _BatchNorm) and module.training]
+    tracked = [norm.track_running_stats for norm in norms]
+    state = rng_state()
+    kind = next(model.parameters()).device.type
+    try:
+        with torch.enable_grad(), torch.autocast(kind, enabled=False), surgery.evaluating(model):
+            for norm in norms:
+                norm.training, norm.track_running_stats = True, False
+            yield
+    finally:
+        for norm, was in zip(norms, tracked, strict=True):
+            norm.track_running_stats = was
+        set_rng_state(state)
+
+
+@final
+class _TaskLoss:
+    """The task loss of a batch with leaves in place of the masked weights of `layers`, and masks that are full."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[Any], loss: Loss) -> None:
+        self.model, self.loss = model, loss
+        self.leaves = [masked_weight(layer).clone().requires_grad_() for layer in layers]
+        names = {module: name for name, module in model.named_modules()}
+        self.state: dict[str, Tensor] = {}
+        for layer, leaf in zip(layers, self.leaves, strict=True):
+            steps = stack(layer)
+            self.state[f"{names[steps]}.original"] = leaf
+            for step in steps:
+                if isinstance(step, Mask):  # one that is there twice has one name
+                    self.state[f"{names[step]}.mask"] = torch.ones_like(step.mask)
+
+    def __call__(self, inputs: Any, targets: Any) -> Tensor:
+        # A mask that is in a stack twice looks like two tied ones, and would not be put back.
+        return self.loss(functional_call(self.model, self.state, (inputs,), tie_weights=False), targets)
+
+
+def _slopes(
+    task_loss: _TaskLoss, kinds: Sequence[str], batches: Sequence[tuple[Any, Any]], generator: torch.Generator
+) -> dict[str, list[Tensor]]:
+    """Each of `kinds` for each leaf, the mean over batches and ranks."""
+    leaves, found = task_loss.leaves, {}
+    if set(kinds) & {"gradient", "squared_gradient", "hessian_gradient"}:
+        slopes = (torch.autograd.grad(task_loss(*batch), leaves, materialize_grads=True) for batch in batches)
+        both = _mean([*slope, *(part.square() for part in slope)] for slope in slopes)
+        found["gradient"], found["squared_gradient"] = both[: len(leaves)], both[len(leaves) :]
+    if "hessian_gradient" in kinds:
+        vector = found["gradient"]
+        found["hessian_gradient"] = _mean(next(products(task_loss(*batch), leaves, [vector])) for batch in batches)
+    if "hessian" in kinds:
+        found["hessian"] = _mean(diagonals(task_loss(*batch), leaves, _PROBES, generator) for batch in batches)
+    return {kind: found[kind] for kind in kinds}
+
+
+def _mean(rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
+    columns: list[Tensor] = []
+    count = 0
+    for row in rows:
+        columns = [a.add_(b) for a, b in zip(columns, row, strict=True)] if count else [part.clone() for part in row]
+        count += 1
+    return [mean_of_ranks(column.div_(count)).detach() for column in columns]
+
+
+def _features(model: nn.Module, pattern: OfChannels, batches: Sequence[Any]) -> dict[str, Tensor]:
+    readers = pattern.readers()
+    seen: dict[str, list[Tensor]] = {reader.layer: [] for reader in readers.values()}
+
+    def note(name: str, layer: nn.Module, args: tuple[Tensor, ...]) -> None:
+        seen[name].append(args[0].movedim(-1 if isinstance(layer, nn.Linear) else 1, 0))
+
+    for inputs in batches:
+        surgery.watched(model, inputs, nullcontext(), before={name: partial(note, name) for name in seen}, after={})
+    found = {}
+    for name, reader in readers.items():
+        maps = torch.cat(seen[reader.layer], 1)  # [channels of the layer, samples, ...]
+        maps = maps.reshape(*maps.shape[:2], -1, maps.shape[-1] if maps.dim() > 2 else 1)
+        units = side_by_side(maps[reader.index.to(maps.device)], reader.root, 1 + int(reader.root.max()))
+        found[name] = units.movedim(1, 3).flatten(3)
+    return found
