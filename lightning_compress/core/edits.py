@@ -1,16 +1,19 @@
 """Edits: plain data that turns a base architecture into the shape of a compressed one.
 
 `{"kind": "keep", "layer": "conv1", "side": "out", "index": [0, 2]}` keeps those channels of a layer;
-`{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it.
+`{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it;
+`{"kind": "factor", "layer": "fc", "form": "svd", "ranks": [8]}` for a layer that took another form (forms.py);
+`{"kind": "tie", "layers": ["conv1", "conv2"]}` for layers that are one: the first, in every place.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from lightning_compress.core import surgery
+from lightning_compress.core import forms, surgery
 from lightning_compress.core.method import Edit
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored
@@ -32,6 +35,24 @@ def fold(norm: str, into: str) -> Edit:
     {'kind': 'fold', 'norm': 'bn1', 'into': 'conv1'}
     """
     return {"kind": "fold", "norm": norm, "into": into}
+
+
+def factor(layer: str, form: str, ranks: Sequence[int]) -> Edit:
+    """The edit that gives `layer` another form.
+
+    >>> factor("fc", "svd", (8,))
+    {'kind': 'factor', 'layer': 'fc', 'form': 'svd', 'ranks': [8]}
+    """
+    return {"kind": "factor", "layer": layer, "form": form, "ranks": list(ranks)}
+
+
+def tie(layers: Sequence[str]) -> Edit:
+    """The edit that puts the first of `layers` in the place of the others.
+
+    >>> tie(["conv1", "conv2"])
+    {'kind': 'tie', 'layers': ['conv1', 'conv2']}
+    """
+    return {"kind": "tie", "layers": list(layers)}
 
 
 def cuts(model: nn.Module, edit: Edit) -> dict[str, int]:
@@ -101,8 +122,40 @@ def _take_norm(model: nn.Module, edit: Edit) -> None:
     surgery.replace(model, edit["norm"], nn.Identity())
 
 
+def _put_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` in every place of `model` that `old` has: what was shared stays shared."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
+    return new if model is old else model
+
+
+def _take_form(model: nn.Module, edit: Edit) -> nn.Module:
+    layer = model.get_submodule(edit["layer"])
+    made = forms.shaped(layer, edit["form"], edit["ranks"])
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (layer, made)]
+    if sizes[1] >= sizes[0]:  # also what bounds the memory that a file can ask for
+        raise ValueError(f"{edit['layer']!r} as {edit['form']!r} of ranks {edit['ranks']} saves none of its weights")
+    return _put_everywhere(model, layer, forms.blank(layer, edit["form"], edit["ranks"]))
+
+
+def _tie(model: nn.Module, edit: Edit) -> None:
+    first, *others = (model.get_submodule(name) for name in edit["layers"])
+    for name, other in zip(edit["layers"][1:], others, strict=True):
+        alike = type(other) is type(first) and other.extra_repr() == first.extra_repr()
+        if not alike or not isinstance(first, WEIGHTED):
+            raise ValueError(
+                f"cannot tie {name!r}, {other}, to {edit['layers'][0]!r}, {first}: expected two convs or linear layers "
+                "that are alike in all but their values"
+            )
+        _put_everywhere(model, other, first)
+
+
 def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
     """Give a base architecture the shape that `edits` describe, in place; values of kept channels stay.
+
+    A layer in another form holds zeros; the model itself is replaced where it is that layer.
 
     Raises:
         ValueError: an edit names a layer or a kind that there is not.
@@ -119,13 +172,17 @@ def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
             _cut(model, edit)
         elif edit["kind"] == "fold":
             _take_norm(model, edit)
+        elif edit["kind"] == "factor":
+            model = _take_form(model, edit)
+        elif edit["kind"] == "tie":
+            _tie(model, edit)
         else:
-            raise ValueError(f"unknown edit {edit['kind']!r}; expected 'keep' or 'fold'")
+            raise ValueError(f"unknown edit {edit['kind']!r}; expected 'keep', 'fold', 'factor' or 'tie'")
     return model
 
 
 def _names(edit: Edit) -> list[str]:
-    return [edit[key] for key in ("layer", "norm", "into") if key in edit]
+    return [*(edit[key] for key in ("layer", "norm", "into") if key in edit), *edit.get("layers", [])]
 
 
 def cut_stored(model: nn.Module, stored: dict[str, Stored], edit: Edit) -> dict[str, Stored]:

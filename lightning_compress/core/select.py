@@ -1,7 +1,8 @@
 """Which layers a method acts on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
@@ -43,6 +44,28 @@ def layers(
             f"{owner} matched no layer: select={select!r}, exclude={list(exclude)} but the model has {_shown(names)}"
         )
     return kept
+
+
+def by_pattern(given: Mapping[str, Any], names: Iterable[str], *, owner: str) -> dict[str, Any]:
+    """What the first pattern of `given` that is found in a name says, for each of `names`.
+
+    Raises:
+        ValueError: a name that no pattern is in, or a pattern that is in no name.
+
+    >>> by_pattern({"conv": 1, "": 2}, ["conv1", "fc"], owner="Example")
+    {'conv1': 1, 'fc': 2}
+    """
+    names = list(names)
+    for pattern in given:
+        if not any(re.search(pattern, name) for name in names):
+            raise ValueError(f"{owner}: pattern {pattern!r} is in no layer's name; they are {_shown(names)}")
+    found = {}
+    for name in names:
+        hits = [value for pattern, value in given.items() if re.search(pattern, name)]
+        if not hits:
+            raise ValueError(f"{owner}: none of the patterns {', '.join(given)} is in {name!r}; add one, or exclude it")
+        found[name] = hits[0]
+    return found
 
 
 def _shown(names: Sequence[str]) -> str:

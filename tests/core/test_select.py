@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.core.select import layers
+from lightning_compress.core.select import by_pattern, layers
 
 
 def net() -> nn.Module:
@@ -52,3 +52,11 @@ def test_a_useless_exclude_is_an_error_that_lists_the_layers() -> None:
 def test_a_model_without_layers() -> None:
     with pytest.raises(ValueError, match=r"X matched no layer.*\(0 names\)"):
         layers(nn.ReLU(), owner="X")
+
+
+def test_what_patterns_say_of_names() -> None:
+    assert by_pattern({"1$": 1, "": 2}, ["conv1", "fc"], owner="X") == {"conv1": 1, "fc": 2}
+    with pytest.raises(ValueError, match=r"X: pattern 'conv9' is in no layer's name; they are conv1, fc \(2 names\)"):
+        by_pattern({"": 1, "conv9": 2}, ["conv1", "fc"], owner="X")
+    with pytest.raises(ValueError, match="X: none of the patterns conv is in 'fc'; add one, or exclude it"):
+        by_pattern({"conv": 1}, ["conv1", "fc"], owner="X")
