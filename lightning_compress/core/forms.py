@@ -97,9 +97,10 @@ def refusal(layer: nn.Module, form: str) -> str | None:
         return f"it is a {type(layer).__name__}, not a plain nn.Linear or nn.Conv2d"
     if isinstance(layer, nn.Linear):
         return None if form == "svd" else f"a linear layer has no {form!r} form"
-    if getattr(layer, "groups", 1) > 1:
+    assert isinstance(layer, nn.Conv2d)
+    if layer.groups > 1:
         return "it has groups"
-    return None
+    return "a side of its kernel is 1" if form in ("cp", "spatial") and 1 in layer.kernel_size else None
 
 
 def full_ranks(shape: Sequence[int], form: str) -> tuple[int, ...]:

@@ -28,7 +28,7 @@ class Spectrum:
     def __init__(self, weight: Tensor, form: str) -> None:
         self._weight = weight.detach().double().cpu()
         self._full = forms.full_ranks(weight.shape, form)
-        self._values = [torch.linalg.svdvals(matrix).square() for matrix in _matrices(self._weight, form)]
+        self._values = [_squares(matrix) for matrix in _matrices(self._weight, form)]
         self._kept = cache(self._cp_kept)
 
     def ranks(self, share: float) -> tuple[int, ...]:
@@ -41,6 +41,12 @@ class Spectrum:
     def _cp_kept(self, rank: int) -> float:
         error = self._weight - decompose.cp_sum(decompose.cp_factors(self._weight, rank))
         return 1.0 - float(error.square().sum() / self._weight.square().sum())
+
+
+def _squares(matrix: Tensor) -> Tensor:
+    """The squared singular values, the largest first; from the product, as matrices here are long or wide."""
+    product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
+    return torch.linalg.eigvalsh(product).flip(0).clamp_min(0.0)
 
 
 def _matrices(weight: Tensor, form: str) -> list[Tensor]:

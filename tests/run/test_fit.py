@@ -14,10 +14,12 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.run.fit import Job, Phase, fit, load_checkpoint
+from lightning_compress.slim.method import Slim
 
 
 class KilledError(RuntimeError):
@@ -36,6 +38,10 @@ def _prune() -> Sequence[Method]:
 
 def _quantize() -> Sequence[Method]:
     return [Quantize(4, 8)]
+
+
+def _lower() -> Sequence[Method]:
+    return [LowRank(energy=0.7, exclude=["conv2"]), Slim("grouped", select="conv2$")]
 
 
 def _killed() -> Sequence[Method]:
@@ -230,3 +236,17 @@ def test_the_base_network_is_not_trained(tmp_path: Path) -> None:
     before = {key: value.clone() for key, value in base.state_dict().items()}
     fit(_job(tmp_path, (_quantize, 1)))
     assert all(torch.equal(value, before[key]) for key, value in base.state_dict().items())
+
+
+def test_ranks_of_random_start_weights_are_found_again(tmp_path: Path) -> None:
+    phases = ((_lower, 2), (_prune, 1))
+    want, curve = fit(_job(tmp_path / "whole", *phases))
+    assert [edit["kind"] for edit in want.edits][:3] == ["factor"] * 3
+    ranks = [edit["ranks"] for edit in want.edits if edit.get("form") in ("svd", "tucker")]
+    assert len(ranks) == 3
+    for folder, stopped, report in (("inside", phases, _kill_at(1)), ("between", (phases[0], (_killed, 1)), None)):
+        with pytest.raises(KilledError):
+            fit(_job(tmp_path / folder, *stopped, report=report))
+        compact, again = fit(_job(tmp_path / folder, *phases))
+        assert _same(compact, want), folder
+        assert again == curve, folder
