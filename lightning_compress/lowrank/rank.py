@@ -46,7 +46,8 @@ class Spectrum:
 def _squares(matrix: Tensor) -> Tensor:
     """The squared singular values, the largest first; from the product, as matrices here are long or wide."""
     product = matrix @ matrix.T if len(matrix) <= matrix.shape[1] else matrix.T @ matrix
-    return torch.linalg.eigvalsh(product).flip(0).clamp_min(0.0)
+    found: Tensor = torch.linalg.eigvalsh(product)
+    return found.flip(0).clamp_min(0.0)
 
 
 def _matrices(weight: Tensor, form: str) -> list[Tensor]:

@@ -108,8 +108,8 @@ class Slim(Method):
         seen = [batch[0] for batch in islice(batches, self.batches)]
         twin = surgery.plain(model, below=True)  # quantizers have seen nothing yet
         for edit in self._edits:
-            substitute = twin.get_submodule(edit["layer"])
-            name = surgery.dotted(edit["layer"], str(len(substitute) - 1))
+            *_, (last, _) = twin.get_submodule(edit["layer"]).named_children()
+            name = surgery.dotted(edit["layer"], last)
             _fit(twin, edit["layer"], name, self._replaced.pop(edit["layer"]), seen)
             for attribute, value in twin.get_submodule(name).named_parameters():
                 surgery.latent(model.get_submodule(name), attribute).detach().copy_(value)

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ def conv(**options: Any) -> nn.Conv2d:
     return nn.Conv2d(4, 6, (3, 5), **options)
 
 
-CONVS = {
+CONVS: dict[str, Callable[[], nn.Conv2d]] = {
     "plain": conv,
     "strided": lambda: conv(stride=(2, 1), padding=(1, 2), dilation=(1, 2)),
     "reflect": lambda: conv(padding=(1, 2), padding_mode="reflect", bias=False),

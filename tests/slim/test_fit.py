@@ -24,7 +24,7 @@ def test_it_is_lstsq_on_unfolded_inputs(options: dict[str, Any]) -> None:
     inputs = torch.randn(3, 4, 8, 7)
     targets = torch.randn(conv(inputs).shape)
     squares = LeastSquares(conv)
-    for part in zip(inputs.split(1), targets.split(1), strict=True):
+    for part in zip(inputs.chunk(3), targets.chunk(3), strict=True):
         squares.add(*part)
     squares.solve()
     best = 0.0

@@ -42,15 +42,15 @@ def test_fitting_to_data_comes_nearer_than_the_weights_alone(kind: str) -> None:
 
 
 def test_fitting_reaches_below_masks_and_quantizers() -> None:
-    found = []
+    found: list[Any] = []
     for others in ([], [Prune(0.5), Quantize(8, 8)]):
-        methods, model = Compressor([Slim("grouped"), *others]), net()
-        model = methods.attach(model, batches()[0][0])
-        methods.methods[0].prepare(model, batches())  # type: ignore[operator]
-        found.append(model)
+        methods: Any = Compressor([Slim("grouped"), *others])
+        found.append(methods.attach(net(), batches()[0][0]))
+        methods.methods[0].prepare(found[-1], batches())
+    plain: Any = Compressor([Slim("grouped")]).attach(net(), batches()[0][0])
     below = found[1][0][1].parametrizations.weight.original
     assert torch.equal(below, found[0][0][1].weight)
-    assert not torch.equal(below, Compressor([Slim("grouped")]).attach(net(), batches()[0][0])[0][1].weight)  # type: ignore[index]
+    assert not torch.equal(below, plain[0][1].weight)
 
 
 def test_kinds_by_pattern_and_their_edits() -> None:
