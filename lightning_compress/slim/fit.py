@@ -38,7 +38,7 @@ class LeastSquares:
         """Count a batch: inputs [batch, in, H, W] and the outputs [batch, out, H', W'] they should lead to."""
         columns = self._columns(inputs.double())
         wanted = targets.double().transpose(0, 1).flatten(1)  # [out, positions]
-        wanted = wanted.view(self.conv.groups, -1, wanted.shape[1]).transpose(1, 2)
+        wanted = wanted.reshape(self.conv.groups, -1, wanted.shape[1]).transpose(1, 2)
         self._gram += columns.transpose(1, 2) @ columns
         self._cross += columns.transpose(1, 2) @ wanted
 
@@ -48,7 +48,7 @@ class LeastSquares:
         mode = "constant" if conv.padding_mode == "zeros" else conv.padding_mode
         padded = F.pad(inputs, conv._reversed_padding_repeated_twice, mode=mode)
         patches = F.unfold(padded, conv.kernel_size, conv.dilation, 0, conv.stride)  # [batch, in * kh * kw, positions]
-        patches = patches.transpose(0, 1).flatten(1).view(conv.groups, -1, patches.shape[0] * patches.shape[2])
+        patches = patches.transpose(0, 1).flatten(1).reshape(conv.groups, -1, patches.shape[0] * patches.shape[2])
         columns = patches.transpose(1, 2)
         return columns if conv.bias is None else F.pad(columns, (0, 1), value=1.0)
 
@@ -56,7 +56,7 @@ class LeastSquares:
     def solve(self) -> None:
         """Give the convolution the weight and bias that come nearest."""
         conv = self.conv
-        now = conv.weight.double().view(conv.groups, -1, conv.weight[0].numel())
+        now = conv.weight.double().reshape(conv.groups, -1, conv.weight[0].numel())
         if conv.bias is not None:
             now = torch.cat([now, conv.bias.double().view(conv.groups, -1, 1)], dim=2)
         now = now.transpose(1, 2)  # [groups, columns, out]

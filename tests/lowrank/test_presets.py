@@ -13,17 +13,18 @@ PRESETS = sorted(
     for path in (CONF / group).glob("*.yaml")
     if path.stem != "none"
 )
+SMALL = ["model=resnet8", "model.width=0.5"]
 
 
 @pytest.fixture(scope="module")
 def dense() -> dict[str, Any]:
-    return predict(compose(["model=resnet8"]))
+    return predict(compose(SMALL))
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_every_preset_saves(preset: str, dense: dict[str, Any]) -> None:
     tied = preset == "tie=layers"
-    cost = predict(compose(["model=resnet8", preset, *(["methods.tie.groups=[layer1]"] if tied else [])]))
+    cost = predict(compose([*SMALL, preset, *(["methods.tie.groups=[layer1]"] if tied else [])]))
     assert cost["params"] < dense["params"]
     assert cost["packed_bytes"] < dense["packed_bytes"]
     assert cost["macs"] == dense["macs"] if tied else cost["macs"] < dense["macs"]

@@ -15,13 +15,16 @@ from lightning_compress.slim.fit import LeastSquares
         {"padding": "same", "bias": False, "dilation": 2},
         {"padding": 1, "padding_mode": "reflect", "groups": 2},
         {"kernel_size": 1},
+        {"memory_format": torch.channels_last, "groups": 2},
     ],
     ids=str,
 )
 def test_it_is_lstsq_on_unfolded_inputs(options: dict[str, Any]) -> None:
     torch.manual_seed(0)
-    conv = nn.Conv2d(4, 6, **{"kernel_size": 3, **options})
-    inputs = torch.randn(3, 4, 8, 7)
+    layout: Any = {"memory_format": options.get("memory_format", torch.contiguous_format)}
+    settings = {key: value for key, value in options.items() if key not in layout}
+    conv = nn.Conv2d(4, 6, **{"kernel_size": 3, **settings}).to(**layout)
+    inputs = torch.randn(3, 4, 8, 7).to(**layout)
     targets = torch.randn(conv(inputs).shape)
     squares = LeastSquares(conv)
     for part in zip(inputs.chunk(3), targets.chunk(3), strict=True):
