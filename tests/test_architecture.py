@@ -12,7 +12,7 @@ PACKAGE = ROOT / "lightning_compress"
 FLOORS = {
     **dict.fromkeys(("core", "coding", "models", "data"), 0),
     **dict.fromkeys(("cost", "tracking"), 1),
-    **dict.fromkeys(("distill", "prune", "quantize", "share", "export", "launch"), 2),
+    **dict.fromkeys(("distill", "prune", "quantize", "share", "lowrank", "slim", "export", "launch"), 2),
     **dict.fromkeys(("module", "callback"), 3),
     "run": 4,
     **dict.fromkeys(("sweep", "deploy"), 5),

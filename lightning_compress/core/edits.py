@@ -4,16 +4,18 @@
 `{"kind": "fold", "norm": "bn1", "into": "conv1"}` stands for a batch norm that went into the layer before it;
 `{"kind": "drop", "layer": "layer1.2"}` puts an identity in the place of a residual block;
 `{"kind": "set", "layer": "attention", "attribute": "num_heads", "value": 2}` tells a module how many heads it has left.
+`{"kind": "factor", "layer": "fc", "form": "svd", "ranks": [8]}` for a layer that took another form (forms.py);
+`{"kind": "tie", "layers": ["conv1", "conv2"]}` for layers that are one: the first, in every place.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from lightning_compress.core import surgery
+from lightning_compress.core import forms, surgery
 from lightning_compress.core.attention import FewerHeads
 from lightning_compress.core.method import Edit
 from lightning_compress.core.select import WEIGHTED
@@ -64,6 +66,24 @@ def set_count(layer: str, attribute: str, value: int) -> Edit:
     {'kind': 'set', 'layer': 'attention', 'attribute': 'num_heads', 'value': 2}
     """
     return {"kind": "set", "layer": layer, "attribute": attribute, "value": value}
+
+
+def factor(layer: str, form: str, ranks: Sequence[int]) -> Edit:
+    """The edit that gives `layer` another form.
+
+    >>> factor("fc", "svd", (8,))
+    {'kind': 'factor', 'layer': 'fc', 'form': 'svd', 'ranks': [8]}
+    """
+    return {"kind": "factor", "layer": layer, "form": form, "ranks": list(ranks)}
+
+
+def tie(layers: Sequence[str]) -> Edit:
+    """The edit that puts the first of `layers` in the place of the others.
+
+    >>> tie(["conv1", "conv2"])
+    {'kind': 'tie', 'layers': ['conv1', 'conv2']}
+    """
+    return {"kind": "tie", "layers": list(layers)}
 
 
 def cuts(model: nn.Module, edit: Edit) -> dict[str, int]:
@@ -142,7 +162,7 @@ def _check_kind(edit: Edit, layer: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _cut(model: nn.Module, edit: Edit) -> None:
+def _cut(model: nn.Module, edit: Edit) -> nn.Module:
     layer = model.get_submodule(edit["layer"])
     _check_kind(edit, layer)
     index = torch.tensor(edit["index"], dtype=torch.int64)
@@ -158,20 +178,22 @@ def _cut(model: nn.Module, edit: Edit) -> None:
         _resize(layer, edit["side"], index)
     except ValueError as error:
         raise ValueError(f"cannot keep channels of {edit['layer']!r}: {error}") from error
+    return model
 
 
-def _drop(model: nn.Module, edit: Edit) -> None:
-    surgery.replace(model, edit["layer"], nn.Identity())
+def _drop(model: nn.Module, edit: Edit) -> nn.Module:
+    return surgery.replace(model, edit["layer"], nn.Identity())
 
 
-def _set(model: nn.Module, edit: Edit) -> None:
+def _set(model: nn.Module, edit: Edit) -> nn.Module:
     module, name, value = model.get_submodule(edit["layer"]), edit["attribute"], edit["value"]
     if type(vars(module).get(name)) is not int or type(value) is not int or value < 1:
         raise ValueError(f"cannot set {name!r} of {edit['layer']!r} to {value!r}: expected a count that it has")
     setattr(module, name, value)
+    return model
 
 
-def _take_norm(model: nn.Module, edit: Edit) -> None:
+def _take_norm(model: nn.Module, edit: Edit) -> nn.Module:
     norm: Any = model.get_submodule(edit["norm"])
     into: Any = model.get_submodule(edit["into"])
     fits = isinstance(norm, _BatchNorm) and isinstance(into, WEIGHTED)
@@ -182,19 +204,54 @@ def _take_norm(model: nn.Module, edit: Edit) -> None:
         )
     if into.bias is None:
         into.bias = nn.Parameter(into.weight.new_zeros(norm.num_features), requires_grad=into.weight.requires_grad)
-    surgery.replace(model, edit["norm"], nn.Identity())
+    return surgery.replace(model, edit["norm"], nn.Identity())
 
 
-_KINDS: dict[str, Callable[[nn.Module, Edit], None]] = {
+def _put_everywhere(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` in every place of `model` that `old` has: what was shared stays shared."""
+    for module in list(model.modules()):
+        for name, child in module._modules.items():
+            if child is old:
+                module._modules[name] = new
+    return new if model is old else model
+
+
+def _take_form(model: nn.Module, edit: Edit) -> nn.Module:
+    layer = model.get_submodule(edit["layer"])
+    made = forms.shaped(layer, edit["form"], edit["ranks"])
+    sizes = [sum(parameter.numel() for parameter in each.parameters()) for each in (layer, made)]
+    if sizes[1] >= sizes[0]:  # also what bounds the memory that a file can ask for
+        raise ValueError(f"{edit['layer']!r} as {edit['form']!r} of ranks {edit['ranks']} saves none of its weights")
+    return _put_everywhere(model, layer, forms.blank(layer, edit["form"], edit["ranks"]))
+
+
+def _tie(model: nn.Module, edit: Edit) -> nn.Module:
+    first, *others = (model.get_submodule(name) for name in edit["layers"])
+    for name, other in zip(edit["layers"][1:], others, strict=True):
+        alike = type(other) is type(first) and other.extra_repr() == first.extra_repr()
+        if not alike or not isinstance(first, WEIGHTED):
+            raise ValueError(
+                f"cannot tie {name!r}, {other}, to {edit['layers'][0]!r}, {first}: expected two convs or linear layers "
+                "that are alike in all but their values"
+            )
+        _put_everywhere(model, other, first)
+    return model
+
+
+_KINDS: dict[str, Callable[[nn.Module, Edit], nn.Module]] = {
     "keep": _cut,
     "fold": _take_norm,
     "drop": _drop,
     "set": _set,
+    "factor": _take_form,
+    "tie": _tie,
 }
 
 
 def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
     """Give a base architecture the shape that `edits` describe, in place; values of kept channels stay.
+
+    A layer in another form holds zeros; the model itself is replaced where it is that layer.
 
     Raises:
         ValueError: an edit names a layer or a kind that there is not.
@@ -209,12 +266,12 @@ def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
             raise ValueError(f"edit {edit['kind']!r} names a layer {missing[0]!r} that the model does not have")
         if edit["kind"] not in _KINDS:
             raise ValueError(f"unknown edit {edit['kind']!r}; expected one of {', '.join(_KINDS)}")
-        _KINDS[edit["kind"]](model, edit)
+        model = _KINDS[edit["kind"]](model, edit)
     return model
 
 
 def _names(edit: Edit) -> list[str]:
-    return [edit[key] for key in ("layer", "norm", "into") if key in edit]
+    return [*(edit[key] for key in ("layer", "norm", "into") if key in edit), *edit.get("layers", [])]
 
 
 def cut_stored(model: nn.Module, stored: dict[str, Stored], edit: Edit) -> dict[str, Stored]:

@@ -1,10 +1,12 @@
 """Which layers a method acts on."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TypeVar
 
 from torch import nn
 
+Value = TypeVar("Value")
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
 
@@ -45,24 +47,25 @@ def layers(
     return kept
 
 
-def assign(names: Sequence[str], patterns: Sequence[str], *, owner: str) -> dict[str, str]:
-    """For each of `names` the one of `patterns`, regular expressions searched in it, that speaks of it.
+def by_pattern(given: Mapping[str, Value], names: Iterable[str], *, owner: str) -> dict[str, Value]:
+    """What `given` says of each of `names`, under the one regular expression that is found in it.
 
     Raises:
         ValueError: a name that none or several of them match, or one that matches no name.
 
-    >>> assign(["conv1", "fc"], ["conv", "^fc$"], owner="Prune")
-    {'conv1': 'conv', 'fc': '^fc$'}
+    >>> by_pattern({"conv": 1, "^fc$": 2}, ["conv1", "fc"], owner="Prune")
+    {'conv1': 1, 'fc': 2}
     """
-    found = {name: [pattern for pattern in patterns if re.search(pattern, name)] for name in names}
+    names = list(names)
+    found = {name: [pattern for pattern in given if re.search(pattern, name)] for name in names}
     for name, hits in found.items():
         if len(hits) != 1:
-            got = f"both {hits[0]!r} and {hits[1]!r} match it" if hits else f"none of {list(patterns)} matches it"
+            got = f"both {hits[0]!r} and {hits[1]!r} match it" if hits else f"none of {list(given)} matches it"
             raise ValueError(f"{owner}: {name!r} needs one value, but {got}; write it as {exactly(name)!r}")
-    unused = [pattern for pattern in patterns if [pattern] not in found.values()]
+    unused = [pattern for pattern in given if [pattern] not in found.values()]
     if unused:
         raise ValueError(f"{owner}: {unused[0]!r} matches nothing; there are {_shown(names)}")
-    return {name: hits[0] for name, hits in found.items()}
+    return {name: given[hits[0]] for name, hits in found.items()}
 
 
 def exactly(name: str) -> str:

@@ -147,6 +147,21 @@ def below(layer: nn.Module, name: str, step: nn.Module) -> Tensor:
     return value
 
 
+def latent(layer: nn.Module, name: str) -> Tensor:
+    """The trained tensor under all parametrizations of the tensor `name` of `layer`.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> weight = layer.weight
+    >>> _ = parametrize.register_parametrization(layer, "weight", nn.ReLU())
+    >>> latent(layer, "weight") is weight
+    True
+    """
+    stacks: Any = layer.parametrizations if parametrize.is_parametrized(layer, name) else None
+    found = getattr(layer, name) if stacks is None else stacks[name].original
+    assert isinstance(found, Tensor)
+    return found
+
+
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Every module of `model` in eval mode inside, each in its own mode again after.
@@ -195,9 +210,10 @@ def watched(
 
 
 @torch.no_grad()
-def plain(model: nn.Module) -> nn.Module:
+def plain(model: nn.Module, *, below: bool = False) -> nn.Module:
     """A copy of `model` with every parametrization folded into an ordinary tensor and no child on inputs and outputs.
 
+    With `below`, parametrizations leave what is below them: the model as if there were none.
     The original is left as it is: the copy gets back each layer's own class instead of removing
     parametrizations, because `remove_parametrizations` edits a class that a deep copy shares with its source. The
     copy is not tapped either.
@@ -214,15 +230,15 @@ def plain(model: nn.Module) -> nn.Module:
             take_from_output(module)
             remove_taps(module)
             if parametrize.is_parametrized(module):
-                _fold(module)
+                _fold(module, latent if below else getattr)
     return twin
 
 
-def _fold(module: nn.Module) -> None:
+def _fold(module: nn.Module, read: Callable[[nn.Module, str], Tensor]) -> None:
     stacks = module.parametrizations
     assert isinstance(stacks, nn.ModuleDict)
     # Masks and rounding leave -0.0 behind; adding zero makes it the plain zero that is on disk.
-    values = {name: getattr(module, name).detach() + 0.0 for name in stacks}
+    values = {name: read(module, name).detach() + 0.0 for name in stacks}
     trained = {name: all(p.requires_grad for p in stack.parameters(recurse=False)) for name, stack in stacks.items()}
     module.__class__ = type(module).__bases__[0]
     del module._modules["parametrizations"]

@@ -152,8 +152,7 @@ class Prune(Method):
         sizes = {name: kept.numel() for name, kept in self._pattern.keep().items()}
         if self.by_layer:
             place = {key: number for number, key in enumerate(self.amounts)}
-            found = select.assign(list(sizes), list(place), owner="Prune: sparsity")
-            self._place = {name: place[key] for name, key in found.items()}
+            self._place = select.by_pattern(place, sizes, owner="Prune: sparsity")
         elif "shapes" in inspect.signature(self.allocation).parameters:
             self._told = {"shapes": {name: tuple(model.get_submodule(name).weight.shape) for name in sizes}}  # type: ignore[arg-type]
         if not self.by_threshold and max(self._wanted(1.0)) > 0 and not _removes(self._chosen(self._trial(), 1.0)):

@@ -13,10 +13,12 @@ SAFE = (
     "lightning_compress.core.schedule.",
     "lightning_compress.data.",
     "lightning_compress.distill.",
+    "lightning_compress.lowrank.",
     "lightning_compress.models.",
     "lightning_compress.prune.",
     "lightning_compress.quantize.",
     "lightning_compress.share.",
+    "lightning_compress.slim.",
     "torch.nn.",
     "torch.optim.",
 )

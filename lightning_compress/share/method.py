@@ -118,14 +118,14 @@ class Share(Method):
         sizes = {name: self._size(name) for name in layers}
         tied: dict[int, list[str]] = {}
         for name, layer in layers.items():
-            tied.setdefault(id(_latent(layer)), []).append(name)
+            tied.setdefault(id(surgery.latent(layer, "weight")), []).append(name)
         everywhere: nn.Parameter | None = None
         for names in tied.values():
             layer = layers[names[0]]
             self._check_room(names[0], layer, sizes[names[0]])
             centroids = everywhere if everywhere is not None else self._centroids(layer, sizes[names[0]])
             everywhere = centroids if self.scope == "global" else None
-            book = Codebook(tuple(_latent(layer).shape), centroids)
+            book = Codebook(tuple(surgery.latent(layer, "weight").shape), centroids)
             for name in names:
                 self._put(name, layers[name], book)
             self._tensors.append(_Tensor(tuple(names), layer, book))
@@ -141,10 +141,10 @@ class Share(Method):
 
     def _centroids(self, layer: nn.Module, clusters: int) -> nn.Parameter:
         shape = (clusters,) if self.length == 1 else (clusters, self.length)
-        return nn.Parameter(torch.zeros(shape, device=_latent(layer).device))
+        return nn.Parameter(torch.zeros(shape, device=surgery.latent(layer, "weight").device))
 
     def _check_room(self, name: str, layer: nn.Module, clusters: int) -> None:
-        weight = _latent(layer)
+        weight = surgery.latent(layer, "weight")
         columns = weight[0].numel()
         if columns % self.length:
             raise ValueError(
@@ -246,14 +246,6 @@ def _levels(bits: int | Mapping[str, int] | None, clusters: int | Mapping[str, i
     for number in found.values():
         if not 2 <= number <= _MOST_LEVELS:
             raise ValueError(f"Share: bits are 1 to 16, clusters 2 to {_MOST_LEVELS}; got {bits=}, {clusters=}")
-    return found
-
-
-def _latent(layer: nn.Module) -> Tensor:
-    """The trained tensor below the parametrizations of a layer's weight."""
-    stacks: Any = layer.parametrizations if parametrize.is_parametrized(layer, "weight") else None
-    found = layer.weight if stacks is None else stacks.weight.original
-    assert isinstance(found, Tensor)
     return found
 
 

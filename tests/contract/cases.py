@@ -19,6 +19,7 @@ from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
@@ -27,6 +28,8 @@ from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
 from lightning_compress.quantize.sensitivity import Sensitivity
 from lightning_compress.share.method import Share
+from lightning_compress.share.tie import Tie
+from lightning_compress.slim.method import Slim
 from tests.prune.graphs import Layer
 
 EPOCHS, BATCHES = 4, 6
@@ -67,6 +70,22 @@ def words() -> nn.Module:
 def residual() -> nn.Module:
     """Four residual blocks that may go, and two that may not, on 1x8x8 inputs."""
     return ResNetCIFAR(14, in_channels=1, width=0.25)
+
+
+def deep_net() -> nn.Module:
+    """Two convolutions that are alike, each with a batch norm of its own, on 1x8x8 inputs."""
+    block = [nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU()]
+    return nn.Sequential(
+        nn.Conv2d(1, 8, 3, padding=1, stride=2),
+        nn.ReLU(),
+        *block,
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(2),
+        nn.Flatten(),
+        nn.Linear(32, 10),
+    )
 
 
 @functools.cache
@@ -117,6 +136,33 @@ class Case:
 
 
 ROWS: dict[str, Case] = {
+    "lowrank": Case(lambda: [LowRank(share=0.4)]),
+    "lowrank-prune-share-quantize-distill": Case(
+        lambda: [LowRank(share=0.4, exclude=["^0$"]), _prune(), _share(), _quantize(), _distill()],
+        sparsity=0.6,
+        clusters=16,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "lowrank-cp-spatial-quantize-lsq": Case(
+        lambda: [
+            LowRank(rank=3, form={"^0": "spatial", "^3": "cp"}),
+            Quantize(4, 6, weights="lsq", activations="lsq", start=0.3),
+        ],
+        weight_bits=4,
+        activation_bits=6,
+        full_range=False,
+    ),
+    "slim": Case(lambda: [Slim()]),
+    "slim-grouped-prune-quantize": Case(
+        lambda: [Slim("grouped", exclude=["^0$"]), _prune(), _quantize()],
+        sparsity=0.6,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "tie-prune-share-distill": Case(
+        lambda: [Tie(["^[25]$"]), _prune(), _share(), _distill()], deep_net, sparsity=0.6, clusters=16
+    ),
     "prune-uniform": Case(lambda: [_prune()], sparsity=0.6),
     "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),
     "prune-threshold": Case(lambda: [Prune(threshold=OneShot(last=0.5, at=0.3))]),
@@ -381,6 +427,14 @@ def probe() -> Tensor:
     """Sixty-four validation inputs."""
     source = _source()
     return source.normalize(source.val_part.fetch(torch.arange(64)))
+
+
+def state(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with what is tied under its first name alone."""
+    first: dict[int, str] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        first.setdefault(id(tensor), name)
+    return {name: tensor for name, tensor in model.state_dict().items() if name in first.values()}
 
 
 def outputs(model: nn.Module) -> Tensor:

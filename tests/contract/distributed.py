@@ -18,11 +18,13 @@ from lightning_compress.core.schedule import Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
+from lightning_compress.slim.method import Slim
 from tests.contract import cases
 
 STEPS = 6
@@ -53,6 +55,16 @@ def learned(teacher: nn.Module) -> list[Method]:
         Freeze(start=0.3, every=1),
         Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
         Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),
+        Distill(teacher, weight=0.5),
+    ]
+
+
+def other_forms(teacher: nn.Module) -> list[Method]:
+    """Layers in other forms, one of them fitted to what each rank sees first, under masks."""
+    return [
+        LowRank(rank=3, select="^9$"),
+        Slim("grouped", select="^3$"),
+        Prune(Polynomial(last=0.5, end=0.5), every=2),
         Distill(teacher, weight=0.5),
     ]
 
@@ -108,7 +120,7 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
         callbacks.append(Compress([FromData(), *methods(teacher)], model="net", example=torch.zeros(2, 1, 8, 8)))
     else:
         averaged = kind == "averaged"
-        chosen = learned(teacher) if kind == "learned" else methods(teacher)
+        chosen = {"learned": learned, "forms": other_forms}.get(kind, methods)(teacher)
         module = CompressionModule(
             bare if averaged else net,
             classification(10),
@@ -138,7 +150,7 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged", "learned")}
+    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged", "learned", "forms")}
     rank = torch.distributed.get_rank()
     torch.save(found, folder / f"rank{rank}.pt")
     if rank == 0:

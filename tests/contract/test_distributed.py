@@ -55,6 +55,15 @@ def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
     assert len(freeze["frozen"]) == 2
 
 
+def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
+    first, second = (rank["state"] for rank in _ranks(folder, "forms"))
+    assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
+    # The substitute is no. 3, behind its shuffle; the linear layer is two.
+    latent = {key: tuple(value.shape) for key, value in first.items() if key.endswith("weight.original")}
+    assert latent["model.3.1.parametrizations.weight.original"] == (12, 4, 3, 3)
+    assert latent["model.9.0.parametrizations.weight.original"] == (3, 48)
+
+
 @pytest.mark.parametrize("kind", ["module", "callback"])
 def test_the_extra_term_is_there_on_each_rank_and_of_its_own_batch(folder: Path, kind: str) -> None:
     first, second = (rank["terms"] for rank in _ranks(folder, kind))

@@ -23,8 +23,10 @@ def _weights(name: str) -> dict[str, Stored]:
 
 
 def _base(name: str) -> dict[str, int]:
-    """Output channels of each layer before anything was removed."""
-    layers: Any = {n: m for n, m in cases.CASES[name].net().named_modules() if isinstance(m, WEIGHTED)}
+    """Output channels of each layer before anything was removed, and once layers have taken other forms."""
+    forms = [edit for edit in cases.finalized(name).edits if edit["kind"] in ("factor", "tie")]
+    base = edits.replay(cases.CASES[name].net(), forms)
+    layers: Any = {n: m for n, m in base.named_modules() if isinstance(m, WEIGHTED)}
     return {name: len(layer.weight) for name, layer in layers.items()}
 
 
@@ -72,7 +74,7 @@ def test_a_finalized_model_is_plain(name: str) -> None:
 @every_case
 def test_stored_is_the_model_bit_by_bit(name: str) -> None:
     found = cases.finalized(name)
-    state = found.model.state_dict()
+    state = cases.state(found.model)
     assert found.stored.keys() == state.keys()
     for key, stored in found.stored.items():
         assert stored.value.dtype == state[key].dtype, key
@@ -106,7 +108,7 @@ def test_masked_weights_are_exactly_zero(name: str) -> None:
 @every_case
 def test_edits_rebuild_the_shape(name: str) -> None:
     found = cases.finalized(name)
-    rebuilt = edits.replay(cases.CASES[name].net(), found.edits).state_dict()
+    rebuilt = cases.state(edits.replay(cases.CASES[name].net(), found.edits))
     assert {key: value.shape for key, value in rebuilt.items()} == {
         key: stored.value.shape for key, stored in found.stored.items() if "put_quantizer." not in key
     }

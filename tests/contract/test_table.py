@@ -12,9 +12,12 @@ import lightning_compress
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.distill.method import Distill
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
+from lightning_compress.share.tie import Tie
+from lightning_compress.slim.method import Slim
 from tests.contract import cases
 from tests.contract.cases import Case
 
@@ -35,7 +38,8 @@ def test_every_method_of_the_package_has_a_row() -> None:
 
 def test_every_family_is_in_every_subset() -> None:
     families = {type(method) for method in cases.CASES[cases.ALL].build()}
-    assert families == _package_methods() - {BayesianBits, Freeze}  # Quantize with other quantizers, and nothing alone
+    # Quantize with other quantizers, nothing alone, and what is other layers before a subset begins.
+    assert families == _package_methods() - {BayesianBits, Freeze, LowRank, Slim, Tie}
     assert len(cases.SUBSETS) == 2 ** len(cases.CASES[cases.ALL].build())
 
 

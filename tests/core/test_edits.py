@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import edits
+from lightning_compress.core import edits, surgery
 from lightning_compress.core.method import Edit
 from lightning_compress.core.stored import Stored
 
@@ -110,6 +110,29 @@ def test_edits_survive_json_and_give_the_same_shapes() -> None:
     assert net[0].weight.shape == (2, 2, 1, 1)
 
 
+def test_a_layer_takes_another_form_in_every_place_it_has() -> None:
+    shared = nn.Conv2d(4, 4, 3, padding=1)
+    net: Any = nn.Sequential(nn.Sequential(shared), shared)
+    edits.replay(
+        net, json.loads(json.dumps([edits.factor("0.0", "tucker", (2, 2)), edits.keep("0.0.2", "in", INDEX[:1])]))
+    )
+    assert net[0][0] is net[1]
+    assert [tuple(each.weight.shape[:2]) for each in net[1]] == [(2, 4), (2, 2), (4, 1)]
+    assert net[0][0][2].bias.count_nonzero() == 0
+    assert isinstance(edits.replay(nn.Linear(9, 9), [edits.factor("", "svd", [2])]), nn.Sequential)
+
+
+def test_tied_layers_are_one_and_their_norms_are_not() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3), nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3))
+    first = net[0]
+    edits.replay(net, [edits.tie(["0", "2"])])
+    assert net[0] is net[2] is first
+    assert net[1] is not net[3]
+    assert list(surgery.own_names(net))[:3] == ["0.weight", "0.bias", "1.weight"]
+    with pytest.raises(ValueError, match=r"cannot tie '1'.*stride.*alike in all but their values"):
+        edits.replay(nn.Sequential(nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1, stride=2)), [edits.tie(["0", "1"])])
+
+
 @pytest.mark.parametrize(
     ("layer", "edit", "message"),
     [
@@ -132,6 +155,11 @@ def test_edits_survive_json_and_give_the_same_shapes() -> None:
         (nn.MultiheadAttention(4, 2), edits.set_count("0", "num_heads", 0), "expected a count"),
         (nn.MultiheadAttention(4, 2), edits.set_count("0", "training", 1), "cannot set 'training'"),
         (nn.Linear(2, 2), edits.fold("0", "0"), "cannot fold '0'.*expected a batch norm"),
+        (nn.Linear(9, 9), edits.factor("1", "svd", [1]), "a layer '1' that the model does not have"),
+        (nn.Linear(9, 9), edits.factor("0", "svd", [5]), r"'0' as 'svd' of ranks \[5\] saves none of its weights"),
+        (nn.Linear(9, 9), edits.factor("0", "svd", [10**9]), "ranks from 1 to"),
+        (nn.Linear(9, 9), edits.tie(["0", "2"]), "a layer '2' that the model does not have"),
+        (nn.BatchNorm1d(9), edits.tie(["0", "0"]), "cannot tie '0'.*expected two convs or linear layers"),
     ],
 )
 def test_bad_edits(layer: nn.Module, edit: Edit, message: str) -> None:

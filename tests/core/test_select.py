@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.core.select import assign, exactly, layers
+from lightning_compress.core.select import by_pattern, exactly, layers
 
 
 def net() -> nn.Module:
@@ -56,11 +56,11 @@ def test_a_model_without_layers() -> None:
 
 def test_each_name_is_spoken_of_once() -> None:
     names = ["layer1.0", "layer1x0", "fc"]
-    assert assign(names, ["^layer", "fc"], owner="Prune") == {"layer1.0": "^layer", "layer1x0": "^layer", "fc": "fc"}
-    assert assign(names, [exactly("layer1.0"), "x0", "fc"], owner="Prune")["layer1.0"] == r"^layer1\.0$"
+    assert by_pattern({"^layer": 1, "fc": 2}, names, owner="Prune") == {"layer1.0": 1, "layer1x0": 1, "fc": 2}
+    assert by_pattern({exactly("layer1.0"): 1, "x0": 2, "fc": 3}, names, owner="Prune")["layer1.0"] == 1
     with pytest.raises(ValueError, match=r"'fc' needs one value, but none of \['\^layer'\] matches it"):
-        assign(names, ["^layer"], owner="Prune")
+        by_pattern({"^layer": 1}, names, owner="Prune")
     with pytest.raises(ValueError, match=r"'layer1\.0' needs one value, but both 'layer' and '0' match it"):
-        assign(names, ["layer", "0", "fc"], owner="Prune")
+        by_pattern({"layer": 1, "0": 2, "fc": 3}, names, owner="Prune")
     with pytest.raises(ValueError, match=r"Prune: 'conv' matches nothing; there are layer1\.0, layer1x0, fc"):
-        assign(names, ["", "conv"], owner="Prune")
+        by_pattern({"": 1, "conv": 2}, names, owner="Prune")

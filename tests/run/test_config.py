@@ -17,7 +17,12 @@ GROUPS = sorted(path for path in CONF.rglob("*.yaml") if path.parent != CONF)
 EXPERIMENTS = sorted((ROOT / "experiments").rglob("*.yaml"))
 SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 #: What an option leaves to the user.
-NEEDED = {"images": ["data.source=x"], "timm": ["model.name=x"], "huggingface": ["model.name_or_config=x"]}
+NEEDED = {
+    "images": ["data.source=x"],
+    "layers": ["methods.tie.groups=[x]"],
+    "timm": ["model.name=x"],
+    "huggingface": ["model.name_or_config=x"],
+}
 
 
 def _binds(config: dict[str, Any]) -> int:
@@ -67,14 +72,18 @@ def test_every_sweep(path: Path) -> None:
 
 def test_defaults() -> None:
     config = compose()
-    assert config["methods"] == dict.fromkeys(("prune", "share", "freeze", "quantize", "distill"))
+    assert config["methods"] == dict.fromkeys(
+        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill")
+    )
     assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None}
     assert config["wandb"]["name"] == "run"
 
 
 def test_methods_come_in_stage_order_however_they_are_written() -> None:
     config = compose(["distill=kl", "quantize=affine", "freeze=profit", "share=kmeans", "prune=gradual"])
-    assert list(config["methods"]) == ["prune", "share", "freeze", "quantize", "distill"]
+    assert [name for name, node in config["methods"].items() if node] == [
+        *("prune", "share", "freeze", "quantize", "distill")
+    ]
 
 
 def test_plain_values_and_interpolations() -> None:

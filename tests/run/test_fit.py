@@ -15,10 +15,12 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.run.fit import Job, Phase, fit, load_checkpoint
+from lightning_compress.slim.method import Slim
 
 
 class KilledError(RuntimeError):
@@ -37,6 +39,10 @@ def _prune() -> Sequence[Method]:
 
 def _quantize() -> Sequence[Method]:
     return [Quantize(4, 8)]
+
+
+def _lower() -> Sequence[Method]:
+    return [LowRank(energy=0.7, exclude=["conv2"]), Slim("grouped", select="conv2$")]
 
 
 def _killed() -> Sequence[Method]:
@@ -266,3 +272,17 @@ def test_momentum_goes_on_after_the_cut_and_a_killed_run_too(tmp_path: Path) -> 
     fresh, _ = fit(replace(_job(tmp_path / "fresh", optimizer=adam), phases=[Phase(_prune, 2), Phase(_fine_tune, 2)]))
     assert load_checkpoint(tmp_path / "fresh" / "phase0.pt")["moments"] == {}
     assert not _same(compact, fresh)
+
+
+def test_ranks_of_random_start_weights_are_found_again(tmp_path: Path) -> None:
+    phases = ((_lower, 2), (_prune, 1))
+    want, curve = fit(_job(tmp_path / "whole", *phases))
+    assert [edit["kind"] for edit in want.edits][:3] == ["factor"] * 3
+    ranks = [edit["ranks"] for edit in want.edits if edit.get("form") in ("svd", "tucker")]
+    assert len(ranks) == 3
+    for folder, stopped, report in (("inside", phases, _kill_at(1)), ("between", (phases[0], (_killed, 1)), None)):
+        with pytest.raises(KilledError):
+            fit(_job(tmp_path / folder, *stopped, report=report))
+        compact, again = fit(_job(tmp_path / folder, *phases))
+        assert _same(compact, want), folder
+        assert again == curve, folder

@@ -17,6 +17,10 @@ RECIPES = {
     "bits": ("quantize=affine", "methods.quantize.weight_bits=4"),
     "channels": ("prune=gradual", "methods.prune.pattern=channel", "methods.prune.every=1"),
     "all": ("prune=gradual", "methods.prune.every=1", "quantize=affine", "distill=kl"),
+    "forms": (
+        *("lowrank=spatial", "methods.lowrank.exclude=[conv2]"),
+        *("slim=grouped", "methods.slim.select=conv2$", "quantize=affine"),
+    ),
     "phases": (
         "prune=gradual",
         "methods.prune.pattern=channel",

@@ -1,0 +1,1 @@
+"""Layers in a row of smaller ones, with the values that come nearest."""
