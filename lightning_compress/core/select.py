@@ -48,24 +48,30 @@ def layers(
 
 
 def by_pattern(given: Mapping[str, Value], names: Iterable[str], *, owner: str) -> dict[str, Value]:
-    """What `given` says of each of `names`, under the one regular expression that is found in it.
+    """What `given` says of each of `names`: under the first of its regular expressions that is found in the name.
 
     Raises:
-        ValueError: a name that none or several of them match, or one that matches no name.
+        ValueError: a name that no pattern is found in, or a pattern other than '' that counts for no name.
 
-    >>> by_pattern({"conv": 1, "^fc$": 2}, ["conv1", "fc"], owner="Prune")
+    >>> by_pattern({"conv": 1, "": 2}, ["conv1", "fc"], owner="Example")
     {'conv1': 1, 'fc': 2}
     """
     names = list(names)
-    found = {name: [pattern for pattern in given if re.search(pattern, name)] for name in names}
-    for name, hits in found.items():
-        if len(hits) != 1:
-            got = f"both {hits[0]!r} and {hits[1]!r} match it" if hits else f"none of {list(given)} matches it"
-            raise ValueError(f"{owner}: {name!r} needs one value, but {got}; write it as {exactly(name)!r}")
-    unused = [pattern for pattern in given if [pattern] not in found.values()]
-    if unused:
-        raise ValueError(f"{owner}: {unused[0]!r} matches nothing; there are {_shown(names)}")
-    return {name: given[hits[0]] for name, hits in found.items()}
+    found = {name: next((pattern for pattern in given if re.search(pattern, name)), None) for name in names}
+    for pattern in given:
+        if pattern and pattern not in found.values():  # there may be no rest
+            raise ValueError(
+                f"{owner}: pattern {pattern!r} counts for no layer, each takes the first pattern found in its name; "
+                f"they are {_shown(names)}"
+            )
+    chosen = {name: given[pattern] for name, pattern in found.items() if pattern is not None}
+    for name in names:
+        if name not in chosen:
+            raise ValueError(
+                f"{owner} says nothing of {name!r}, only of {', '.join(given)}: add {exactly(name)!r}, or at the end "
+                "'' for the rest"
+            )
+    return chosen
 
 
 def exactly(name: str) -> str:

@@ -22,8 +22,8 @@ class LowRank(Method):
     """Gives layers a form of low rank with the values that come nearest, to be trained on.
 
     Linear layers and 1x1 convolutions become two layers (SVD); convolutions with a kernel take `form`: "tucker"
-    (arXiv 1511.06530), "cp" (1412.6553), "spatial" (1405.3866) or "svd", or what a mapping such as
-    {"layer3": "cp", "layer[12]": "tucker"} says under the one pattern found in the name. One of these sets the ranks: `rank` (a number, or a mapping
+    (arXiv 1511.06530), "cp" (1412.6553), "spatial" (1405.3866) or "svd", or of a mapping such as {"layer3": "cp", "":
+    "tucker"} what the first pattern found in the name says. One of these sets the ranks: `rank` (a number, or a mapping
     of patterns; a pair for "tucker"; at most the full rank is used), `share` of the full rank, `energy`, the share of
     the squared singular values to keep, or a budget: `macs` or `params` of the whole model as a share of what they
     are, met by one energy for all layers.

@@ -1,12 +1,12 @@
 """How many bits each layer has: a number or a schedule for all, or one for each pattern of names."""
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from lightning_compress.core import select
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.quantize.sensitivity import Sensitivity
 
@@ -49,7 +49,7 @@ def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedul
     Bits that are still to be chosen are the most that they can be.
 
     Raises:
-        ValueError: a layer that no pattern is found in, or a pattern found in no layer.
+        ValueError: a layer that no pattern is found in, or a pattern that counts for no layer.
 
     >>> sorted(of_layers("weight_bits", {"fc": None, "": 4}, ["conv", "fc"]))
     ['conv']
@@ -58,22 +58,8 @@ def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedul
         bits = max(bits.choices)
     if not isinstance(bits, Mapping):
         return {} if bits is None else dict.fromkeys(layers, as_schedule(bits))
-    shown = ", ".join(layers[:6]) + (", ..." if len(layers) > 6 else "")
-    for pattern in bits:
-        if not any(re.search(pattern, layer) for layer in layers):
-            raise ValueError(
-                f"Quantize: {name} has a pattern {pattern!r} that is in no layer's name; there are {shown}"
-            )
-    found = {}
-    for layer in layers:
-        values = [value for pattern, value in bits.items() if re.search(pattern, layer)]
-        if not values:
-            raise ValueError(
-                f"Quantize: {name} says nothing of layer {layer!r}; end it with a pattern '' for the rest (null: float)"
-            )
-        if values[0] is not None:
-            found[layer] = as_schedule(values[0])
-    return found
+    found = select.by_pattern(bits, layers, owner=f"Quantize: {name}")
+    return {layer: as_schedule(value) for layer, value in found.items() if value is not None}
 
 
 def change(quantizer: Any, wanted: int) -> list[nn.Parameter]:

@@ -23,8 +23,8 @@ class Slim(Method):
 
     `kind` is "separable" (the kernel on each channel alone, then 1x1; arXiv 1704.04861), "grouped" (a shuffle of
     the channels, then the kernel in `groups`; 1707.01083) or "bottleneck" (1x1 to `ratio` of the channels, the kernel
-    there, 1x1 back; by Tucker-2), or what a mapping such as {"layer3": "grouped", "layer[12]": "separable"} says under
-    the one pattern that is found in the layer's name.
+    there, 1x1 back; by Tucker-2), or what the first pattern of a mapping such as {"layer3": "grouped", "": "separable"}
+    says that is found in the layer's name.
 
     Weights begin as the nearest ones to the convolution's (least squares, 1604.06119 for the separable ones). Then the
     last layer of each substitute, one substitute after another, is fitted by least squares to the outputs of its

@@ -256,9 +256,9 @@ def test_sparsity_by_layer() -> None:
 @pytest.mark.parametrize(
     ("sparsity", "message"),
     [
-        ({"^0$": 0.5}, r"'2' needs one value, but none of \['\^0\$'\] matches it; write it as '\^2\$'"),
-        ({"0|2": 0.5, "2": 0.9}, "'2' needs one value, but both '0|2' and '2' match it"),
-        ({"0": 0.5, "2": 0.9, "fc": 0.1}, r"'fc' matches nothing; there are 0, 2 \(2 names\)"),
+        ({"^0$": 0.5}, r"Prune: sparsity says nothing of '2', only of \^0\$: add '\^2\$'"),
+        ({"0|2": 0.5, "2": 0.9}, "pattern '2' counts for no layer"),
+        ({"0": 0.5, "2": 0.9, "fc": 0.1}, r"pattern 'fc' counts for no layer.*they are 0, 2 \(2 names\)"),
     ],
 )
 def test_every_layer_needs_one_sparsity(sparsity: dict[str, float], message: str) -> None:

@@ -80,7 +80,7 @@ def test_convolutions_without_a_lighter_form_stay_and_are_named(caplog: pytest.L
         ({"groups": 1}, "groups count from 2 up"),
         ({"ratio": 0.0}, r"ratio lies in \(0, 1\]"),
         ({"batches": -1}, "batches count from 0 up"),
-        ({"kind": {"conv9": "grouped"}}, "pattern 'conv9' is in no layer's name"),
+        ({"kind": {"conv9": "grouped"}}, "pattern 'conv9' counts for no layer"),
     ],
 )
 def test_settings_that_cannot_be(options: dict[str, Any], said: str) -> None:
