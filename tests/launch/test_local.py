@@ -250,6 +250,7 @@ def test_another_system_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         Local()
 
 
+@pytest.mark.slow
 def test_jobs_after_the_first_start_at_once_and_with_their_threads(tmp_path: Path) -> None:
     launcher = Local(1, devices=[], preload=["torch", "pytorch_lightning"])
     wait(launcher.submit(job(tmp_path, "add", first=1, second=2)), seconds=60)

@@ -1,6 +1,6 @@
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -196,6 +196,15 @@ def test_a_checkpoint_runs_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own answer to an interrupt: who starts the tests in the background may have it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_stays_one_and_the_next_is_heard(tmp_path: Path) -> None:
     def report(row: dict[str, float]) -> None:
         if row["epoch"] == 1:

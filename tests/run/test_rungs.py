@@ -194,6 +194,7 @@ def _two_ranks(folder: Path, last: int) -> list[dict[str, Any]]:
     return [json.loads((folder / f"rank{rank}-{last}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 def test_two_processes_pause_and_go_on_together(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     first, second = _two_ranks(folder, last=2)

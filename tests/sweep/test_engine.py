@@ -109,7 +109,13 @@ def test_more_trials_go_on_from_those_there_are(
     assert [point.params for point in found.points] == [point.params for point in straight.points]
 
 
-@pytest.mark.parametrize("stopped_at", ["teacher-0", "baseline-0", "trial-3", "confirm-baseline-1-102"])
+@pytest.mark.parametrize(
+    "stopped_at",
+    [
+        "trial-3",
+        *(pytest.param(run, marks=pytest.mark.slow) for run in ("teacher-0", "baseline-0", "confirm-baseline-1-102")),
+    ],
+)
 def test_a_killed_study_ends_as_one_that_was_not(
     spec: StudySpec, make_bench: MakeBench, tmp_path: Path, stopped_at: str
 ) -> None:

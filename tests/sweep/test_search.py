@@ -63,7 +63,7 @@ def test_what_is_paused_goes_on_from_its_checkpoint_when_it_is_promoted(racing: 
     assert any(order[at - 1] != name for name, at in following), "others ran in between"
 
 
-@pytest.mark.parametrize("at", [1, 12, 25, 40])
+@pytest.mark.parametrize("at", [12, *(pytest.param(at, marks=pytest.mark.slow) for at in (1, 25, 40))])
 def test_a_driver_killed_in_any_epoch_ends_with_the_same_study(racing: StudySpec, tmp_path: Path, at: int) -> None:
     straight, _ = run_study(racing, Bench(), tmp_path / "straight")
 

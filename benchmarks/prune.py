@@ -1,0 +1,204 @@
+"""Channel pruning of a trained network against Torch-Pruning as its README shows: accuracy at equal measured latency.
+
+    lightning-compress train experiment=deploy/resnet20_dense speed.compile=true
+    python benchmarks/prune.py runs/deploy/resnet20_dense --record reports/records/prune/resnet20.json
+
+Needs LIGHTNING_COMPRESS_DATA and pip install torch-pruning. At each ratio Torch-Pruning removes that share of every
+group's channels at once (L2 norm over the group, rounded to 8, the classifier whole). All networks, its four and the
+candidates of ours, are exported and timed on ONNX Runtime in turn, round by round. Of the candidates no slower than the
+peer's network, ours is the one with the most multiply-accumulates; which channels stay is decided while it trains. Then
+both have the same epochs on the same batches from the same weights with the same optimizer and schedule, for each seed.
+The test split is read once by each trained network. Last comes what moving masks adds to a step.
+"""
+
+import argparse
+import copy
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+import torch_pruning as tp
+from torch import nn
+
+from lightning_compress.core.compressor import Compressor
+from lightning_compress.core.method import Compact, Method
+from lightning_compress.core.schedule import Cosine, Polynomial, learning_rate
+from lightning_compress.core.task import classification
+from lightning_compress.cost.macs import macs
+from lightning_compress.export import latency, onnx, runtime
+from lightning_compress.module import CompressionModule
+from lightning_compress.prune.method import Prune
+from lightning_compress.run import build, measure
+from lightning_compress.run.result import Result
+from lightning_compress.tracking.provenance import provenance
+
+ROUND = 8
+Shares = tuple[float, float]  # removed inside the residual blocks, and of the stream between them
+CANDIDATES: list[Shares] = [(a / 8, b / 8) for a in (0, 2, 4, 5, 6, 7) for b in (0, 2, 4, 5, 6, 7) if a or b]
+
+
+def prune(shares: Shares) -> Prune:
+    """Ours: a cubic ramp over the first half of the training."""
+    inside, between = (Polynomial(last=share, end=0.5) for share in shares)
+    sparsity = {r"layer\d\.\d+\.conv1$": inside, "": between}
+    return Prune(sparsity, pattern="channel", round_to=ROUND, score="squared")
+
+
+def peers(dense: nn.Module, example: torch.Tensor, ratio: float) -> nn.Module:
+    """Torch-Pruning's network."""
+    model = copy.deepcopy(dense)
+    last = [layer for layer in model.modules() if isinstance(layer, nn.Linear)][-1:]
+    importance = tp.importance.GroupMagnitudeImportance(p=2)
+    options = {"pruning_ratio": ratio, "ignored_layers": last, "round_to": ROUND}
+    tp.pruner.BasePruner(model, example, importance=importance, **options).step()
+    return model
+
+
+def cut(dense: nn.Module, example: torch.Tensor, shares: Shares) -> nn.Module:
+    """The shape that ours ends in; its values are not trained."""
+    compressor = Compressor([prune(shares)])
+    model = compressor.attach(copy.deepcopy(dense), example)
+    compressor.prepare(model, [], trains=False)
+    return compressor.finalize(model, example).model
+
+
+def milliseconds(models: dict[str, nn.Module], inputs: torch.Tensor, rounds: int) -> dict[str, float]:
+    """Of a batch of `inputs` through each network in ONNX Runtime, on one thread, relative to "dense"."""
+    with tempfile.TemporaryDirectory() as folder:
+        calls = {}
+        for number, (name, model) in enumerate(models.items()):
+            plain = copy.deepcopy(model).eval().requires_grad_(False)
+            file = onnx.export(Compact(plain, {}), inputs, Path(folder) / f"{number}.onnx")
+            calls[name] = partial(runtime.session(file, threads=1), inputs.numpy())
+        bench = latency.Bench("onnxruntime", runtime.device_name(), 1, len(inputs))
+        found = latency.measure(calls, reference="dense", bench=bench, rounds=rounds)
+    return {name: one.ratio for name, one in found.items()}
+
+
+def train(model: nn.Module, methods: Sequence[Method], data: Any, seed: int, epochs: int, lr: float) -> nn.Module:
+    """The finalized network after fine-tuning."""
+    pl.seed_everything(seed, verbose=False)
+    module = CompressionModule(
+        copy.deepcopy(model),
+        classification(data.num_classes),
+        methods,
+        example=data.example,
+        optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
+        scheduler=partial(learning_rate, schedule=Cosine(first=1.0, last=0.0)),
+        channels_last=True,
+    )
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = pl.Trainer(max_epochs=epochs, accelerator="cpu", enable_checkpointing=False, limit_val_batches=0, **quiet)
+    trainer.fit(module, datamodule=data)
+    return module.finalize().model
+
+
+def overhead(dense: nn.Module, data: Any, steps: int = 60) -> float:
+    """What moving the masks every 10 steps takes, as a share of the training step."""
+    pl.seed_everything(0, verbose=False)
+    method = Prune(Polynomial(last=0.5), pattern="channel", round_to=ROUND)
+    compressor = Compressor([method])
+    model = compressor.attach(copy.deepcopy(dense), data.example).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    compressor.horizon = steps
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+    whole, moving = 0.0, 0.0
+    for (inputs, targets, *_), _ in zip(data.train_dataloader(), range(steps), strict=False):
+        start = time.perf_counter()
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(model(inputs), targets).backward()
+        optimizer.step()
+        middle = time.perf_counter()
+        compressor.update(model)
+        moving += time.perf_counter() - middle
+        whole += time.perf_counter() - start
+    return moving / whole
+
+
+def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs: torch.Tensor) -> list[dict[str, Any]]:
+    """For each ratio the peer's latency and the candidate that it is held against."""
+    models = {"dense": dense} | {f"peer {ratio}": peers(dense, example, ratio) for ratio in ratios}
+    shapes: dict[tuple[int, ...], Shares] = {}
+    for shares in CANDIDATES:
+        model = cut(dense, example, shares)
+        shape = tuple(parameter.numel() for parameter in model.parameters())
+        if shape not in shapes:  # rounding makes the same of several
+            shapes[shape] = shares
+            models[f"ours {shares}"] = model
+    taken = milliseconds(models, inputs, rounds=30)
+    count = {name: sum(macs(model, example).values()) for name, model in models.items()}
+    rows = []
+    for ratio in ratios:
+        limit = taken[f"peer {ratio}"]
+        fitting = [shares for shares in shapes.values() if taken[f"ours {shares}"] <= limit]
+        shares = max(fitting, key=lambda shares: count[f"ours {shares}"])
+        name = f"ours {shares}"
+        rows.append(
+            {
+                "ratio": ratio,
+                "peer": {"latency_ratio": limit, "macs": count[f"peer {ratio}"]},
+                "ours": {"latency_ratio": taken[name], "macs": count[name], "shares": shares},
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    """Measure, print and record."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dense", type=Path, help="folder of the dense run")
+    parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.35, 0.5, 0.65])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--epochs", type=int, default=2)
+    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--record", type=Path)
+    asked = parser.parse_args()
+    config = Result.load(asked.dense).config
+    data = build.data(config)
+    node = build.architecture(config["model"], data)
+    dense = build.model(node, seed=0, weights=str(asked.dense / "weights.pt"))
+    task = classification(data.num_classes)
+    inputs = next(iter(data.val_dataloader()))[0][:64].contiguous()
+
+    def right(model: nn.Module) -> float:
+        return measure.evaluate(model, data.test_dataloader(), task, "test")["test/accuracy"]
+
+    report: dict[str, Any] = {"dense": right(dense), "mask_overhead": overhead(dense, data)}
+    print(f"dense {report['dense']:.2%}, moving masks takes {report['mask_overhead']:.2%} of a step")
+    rows = chosen(dense, data.example, asked.ratios, inputs)
+    for row in rows:
+        peer, ours = row["peer"], row["ours"]
+        start = peers(dense, data.example, row["ratio"])
+        for side in (peer, ours):
+            side["accuracy"] = []
+        for seed in asked.seeds:
+            peer["accuracy"].append(right(train(start, [], data, seed, asked.epochs, asked.lr)))
+            methods = [prune(ours["shares"])]
+            ours["accuracy"].append(right(train(dense, methods, data, seed, asked.epochs, asked.lr)))
+        gain = np.subtract(ours["accuracy"], peer["accuracy"])
+        row["gain"] = float(gain.mean())
+        row["standard_error"] = float(gain.std(ddof=1) / math.sqrt(len(gain))) if len(gain) > 1 else math.nan
+        print(
+            f"ratio {row['ratio']}: latency {peer['latency_ratio']:.3f} and {ours['latency_ratio']:.3f} of dense, "
+            f"Torch-Pruning {statistics.mean(peer['accuracy']):.2%}, ours {statistics.mean(ours['accuracy']):.2%}, "
+            f"gain {row['gain']:.2%} ± {row['standard_error']:.2%}",
+            flush=True,
+        )
+    if asked.record:
+        settings = {"seeds": asked.seeds, "epochs": asked.epochs, "lr": asked.lr, "torch_pruning": tp.__version__}
+        asked.record.parent.mkdir(parents=True, exist_ok=True)
+        record = {**report, "settings": settings, "rows": rows, "provenance": provenance()}
+        asked.record.write_text(json.dumps(record, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    main()
