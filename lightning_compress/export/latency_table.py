@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import combinations
 from pathlib import Path
 from typing import Any, Self, final
@@ -68,6 +68,7 @@ class Table:
             self.threads, self.batch_size = int(data["threads"]), int(data["batch_size"])
             self.grids = {grid.layer.family: grid for grid in map(Grid.of, data["layers"])}
             self.measured = tuple((Network.of(one), one["ms"], bool(one["fitted"])) for one in data["networks"])
+            self._price = cache(lambda layer, way: self.grids[layer.family].price(layer, way))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source} is a damaged latency table ({error}): write it again with {_WAY}") from error
 
@@ -154,7 +155,7 @@ class Table:
         return {way: _fitted(np.array(known)) if known else _SUM for way, known in terms.items()}
 
     def _terms(self, network: Network, way: str) -> Array:
-        layers = sum(self.grids[layer.family].price(layer, way) for layer in network.layers)
+        layers = sum(self._price(layer, way) for layer in network.layers)
         return np.array([layers, network.moved["float"], network.moved["uint8"]], float)
 
 

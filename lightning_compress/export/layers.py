@@ -1,6 +1,6 @@
 """A network as what takes its time: layers with all that decides their latency, and what the rest writes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Self, final
 
@@ -74,9 +74,43 @@ class Network:
     """The layers of a network, and how many numbers a sample its other operators write, by what they write."""
 
     layers: tuple[Layer, ...]
-    moved: Mapping[str, int] = field(default_factory=lambda: {"float": 0, "uint8": 0})
+    moved: Mapping[str, float] = field(default_factory=lambda: {"float": 0, "uint8": 0})
 
     @classmethod
     def of(cls, data: Mapping[str, Any]) -> Self:
         """The network that `asdict` and JSON made `data` of."""
         return cls(tuple(Layer.of(layer) for layer in data["layers"]), data["moved"])
+
+
+@final
+@dataclass(frozen=True)
+class Narrowable:
+    """A float network, and of each other operator how many numbers it writes and whose channels these are.
+
+    `written` has the numbers with the share of them that goes with each layer's output channels.
+
+    >>> net = Narrowable(Network((Layer("linear", 4, 8, name="a"), Layer("linear", 8, 2, name="b"))), ((8, {"a": 1.0}),))
+    >>> small = net.at({"a": (6, 4), "b": (2, 6)})
+    >>> [layer.place for layer in small.layers], small.moved["float"]
+    ([(4, 6), (6, 2)], 6.0)
+    """
+
+    network: Network
+    written: tuple[tuple[int, Mapping[str, float]], ...]
+
+    def at(self, shapes: Mapping[str, Sequence[int]]) -> Network:
+        """The network with these first two sizes of the weights of the layers named."""
+        layers = tuple(_narrowed(layer, shapes[layer.name]) if layer.name in shapes else layer
+                       for layer in self.network.layers)  # fmt: skip
+        left = {now.name: now.outs / was.outs for now, was in zip(layers, self.network.layers, strict=True)}
+        gone = sum(
+            count * share * (1.0 - left[name]) for count, shares in self.written for name, share in shares.items()
+        )
+        return Network(layers, {**self.network.moved, "float": self.network.moved["float"] - gone})
+
+
+def _narrowed(layer: Layer, shape: Sequence[int]) -> Layer:
+    outs, ins = shape
+    if layer.depthwise:
+        return replace(layer, ins=outs * layer.ins // layer.outs, outs=outs, groups=outs * layer.ins // layer.outs)
+    return replace(layer, ins=ins * layer.groups, outs=outs)

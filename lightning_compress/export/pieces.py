@@ -10,7 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
-from lightning_compress.export.layers import Layer, Network
+from lightning_compress.export.layers import Layer, Narrowable, Network
 from lightning_compress.export.sealed import checked
 
 _OPSET, _IR = 21, 10
@@ -31,6 +31,17 @@ def read(file: Path) -> Network:
     """
     checked(file)
     return _Graph(file).network()
+
+
+def narrowable(file: Path) -> Narrowable:
+    """A float network in an ONNX file, to be seen with fewer channels.
+
+    Raises:
+        FileNotFoundError: there is no file.
+        ValueError: what `read` raises.
+    """
+    checked(file)
+    return _Graph(file).narrowable()
 
 
 def tiny(layer: Layer, *, without: bool = False) -> bytes:
@@ -70,7 +81,7 @@ class _Graph:
         layers, moved, absorbed = [], {"float": 0, "uint8": 0}, set[str]()
         nodes = [node for node in self._nodes if not self._constant(node.output[0])]
         for node in (node for node in nodes if node.op_type not in (_QUANTIZE, _DEQUANTIZE, *_FREE)):
-            weight = self._constant(node.input[1]) if node.op_type in _WEIGHTED else None
+            weight = self._weight(node)
             matrices = node.op_type != "Conv" and node.op_type in _WEIGHTED and len(self._shapes[node.input[0]]) != 2
             if matrices or (weight is None and node.op_type in _UNPRICED):
                 raise ValueError(
@@ -91,11 +102,37 @@ class _Graph:
         rest = [node for node in nodes if node.op_type in (_QUANTIZE, _DEQUANTIZE) and node.name not in absorbed]
         return Network(tuple(layers), {**moved, "float": moved["float"] + sum(map(self._written, rest))})
 
+    def narrowable(self) -> Narrowable:
+        others = [
+            node
+            for node in self._nodes
+            if node.op_type not in _FREE and not self._weight(node) and not self._constant(node.output[0])
+        ]
+        return Narrowable(self.network(), tuple((self._written(node), self._channels(node)) for node in others))
+
+    def _channels(self, node: NodeProto) -> dict[str, float]:
+        """The layers whose output channels those of a node's output are, each with its share of them."""
+        weight = self._weight(node)
+        if weight:
+            return {_layer_name(weight): 1.0}
+        found: dict[str, float] = {}
+        parts = [name for name in node.input if name in self._makers and not self._constant(name)]
+        wide = self._shapes[node.output[0]][1]
+        for name in parts:
+            own, share = self._channels(self._makers[name]), self._shapes[name][1] / wide
+            if own and (node.op_type in _SHAPES or share == 1.0):
+                return own  # operators on several values have the same channels in all
+            if node.op_type == "Concat":
+                found = {layer: found.get(layer, 0.0) + share * own.get(layer, 0.0) for layer in {**found, **own}}
+        return found
+
+    def _weight(self, node: NodeProto) -> str | None:
+        return self._constant(node.input[1]) if node.op_type in _WEIGHTED else None
+
     def _layer(self, node: NodeProto, weight: str, sides: Any) -> Layer:
         known = {one.name: helper.get_attribute_value(one) for one in node.attribute}
         shape, read = self._constants[weight], self._shapes[node.input[0]]
-        name = weight.removeprefix("model.").removeprefix("coded.").removesuffix(".codes").replace("/", ".")
-        sides = {**sides, "name": name.removesuffix(".weight"), "last": self._end(node) in self._outputs}
+        sides = {**sides, "name": _layer_name(weight), "last": self._end(node) in self._outputs}
         first = self._is_input(node.input[0])
         if node.op_type != "Conv":
             outs, ins = shape if known.get("transB") else shape[::-1]
@@ -146,6 +183,11 @@ class _Graph:
             name = node.input[0]
             node = self._makers.get(name)
         return node is None
+
+
+def _layer_name(weight: str) -> str:
+    name = weight.removeprefix("model.").removeprefix("coded.").removesuffix(".codes").replace("/", ".")
+    return name.removesuffix(".weight")
 
 
 @final

@@ -34,7 +34,7 @@ class Block:
 
     def __init__(self, model: nn.Module, example: Any, layers: dict[str, nn.Module]) -> None:
         ends = removable(surgery.plain(model), example, layers)
-        self._names = list(ends)
+        self.names = list(ends)
         self._writers = [_writers(model.get_submodule(name)) for name in ends]
         self._masks = [
             [
@@ -62,7 +62,7 @@ class Block:
     def finalize(self, compact: Compact) -> Compact:
         """Put an identity in the place of each masked block."""
         model, stored = compact.model, compact.stored
-        gone = [name for name, kept in zip(self._names, self.keep()[NAME].tolist(), strict=True) if not kept]
+        gone = [name for name, kept in zip(self.names, self.keep()[NAME].tolist(), strict=True) if not kept]
         made = [edits.drop(name) for name in gone]
         for edit in made:
             stored = edits.cut_stored(model, stored, edit)

@@ -1,16 +1,29 @@
 """To a budget: the sparsity at which a cost meets a target, and costs of what is kept without running the model."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from itertools import product
 from typing import Any, final
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lightning_compress.core import edits, surgery
 from lightning_compress.cost.macs import macs
+from lightning_compress.cost.params import num_params
+from lightning_compress.prune.allocate import top
+from lightning_compress.prune.blocks import NAME, Block
+from lightning_compress.prune.channels import Channel
 from lightning_compress.prune.groups import Group, Keep
+from lightning_compress.prune.patterns import Pattern, masked_weight
+
+#: Milliseconds by the first two sizes of the weight of each layer.
+Price = Callable[[Mapping[str, tuple[int, int]]], float]
+#: That of a plain model, for inputs like an example.
+Pricing = Callable[[nn.Module, Any], Price]
 
 _HALVINGS = 30
+# Runtimes have kernels for multiples of 4 channels, and few for less: so far it pays to look.
+_REACH = 4
 
 
 def sparsity_for(choose: Callable[[float], Keep], cost: Callable[[Keep], float], target: float) -> float:
@@ -69,9 +82,13 @@ class Cost:
 
     def __call__(self, keep: Keep) -> float:
         """The cost of what `keep` leaves of every group."""
-        gone = ~torch.cat([keep[root].cpu() for root in self._roots])
-        left = 1.0 - self._share @ gone.to(torch.float64)
+        left = self.left(keep)
         return float(self._size @ (left[0] * left[1]))
+
+    def left(self, keep: Keep) -> Tensor:
+        """The share that is left of dimensions 0 and 1 of each tensor, [2, tensors]."""
+        gone = ~torch.cat([keep[root].cpu() for root in self._roots])
+        return 1.0 - self._share @ gone.to(torch.float64)
 
 
 def macs_cost(model: nn.Module, example: Any, found: dict[str, Group]) -> Cost:
@@ -96,3 +113,127 @@ def params_cost(model: nn.Module, found: dict[str, Group]) -> Cost:
     """
     plain = surgery.plain(model)
     return Cost(plain, found, {name: parameter.numel() for name, parameter in plain.named_parameters()})
+
+
+def latency_cost(model: nn.Module, example: Any, found: dict[str, Group], pricing: Pricing) -> Callable[[Keep], float]:
+    """Milliseconds of the network in floats, after the removal of units of these groups.
+
+    Raises:
+        ValueError: what `pricing` raises.
+    """
+    plain = surgery.plain(model)
+    price = pricing(plain, example)
+    layers = dict.fromkeys(member.layer for group in found.values() for member in group.members)
+    shapes = {name: getattr(plain.get_submodule(name), "weight", torch.empty(0)).shape for name in layers}
+    sizes = {name: shape[:2] for name, shape in shapes.items() if len(shape) > 1}
+    counts = Cost(plain, found, {surgery.dotted(name, "weight"): 1.0 for name in sizes})
+    whole = torch.tensor(list(sizes.values()), dtype=torch.float64).T
+
+    def cost(keep: Keep) -> float:
+        outs, ins = (counts.left(keep) * whole).round().long().tolist()
+        return price(dict(zip(sizes, zip(outs, ins, strict=True), strict=True)))
+
+    return cost
+
+
+@final
+class _Apart:
+    """What is left of `total` when each unit takes so much with it, whatever becomes of the others."""
+
+    def __init__(self, total: float, units: dict[str, Tensor]) -> None:
+        self._total, self._units = total, units
+
+    def __call__(self, keep: Keep) -> float:
+        gone = ((~kept).double() @ self._units[name].to(kept.device) for name, kept in keep.items())
+        return self._total - float(sum(gone))
+
+
+def _entries(units: Tensor) -> Tensor:
+    return units.double().sum(1)
+
+
+def _blocks_cost(by: str, model: nn.Module, example: Any, pattern: Block) -> _Apart:
+    plain = surgery.plain(model)
+    if by == "params":
+        whole, own = num_params(plain), [num_params(plain.get_submodule(name)) for name in pattern.names]
+    else:
+        counts = macs(plain, example)
+        whole = sum(counts.values())
+        own = [sum(n for layer, n in counts.items() if layer.startswith(f"{name}.")) for name in pattern.names]
+    return _Apart(whole, {NAME: torch.tensor(own, dtype=torch.float64)})
+
+
+def _cost(by: str, model: nn.Module, example: Any, pattern: Pattern, pricing: Pricing | None) -> Callable[[Keep], float]:
+    """What the units of a pattern cost.
+
+    Raises:
+        ValueError: they have no such cost.
+    """
+    if isinstance(pattern, Block) and by != "latency":
+        return _blocks_cost(by, model, example, pattern)
+    if isinstance(pattern, Channel):
+        if by == "params":
+            return params_cost(model, pattern.groups)
+        if by == "macs":
+            return macs_cost(model, example, pattern.groups)
+        if pricing is None:
+            raise ValueError(
+                "Prune: latency comes from a table: give measure.table=FILE, or in Python "
+                "price=lightning_compress.run.priced.ByChannels(FILE)"
+            )
+        return latency_cost(model, example, pattern.groups, pricing)
+    if by == "params":
+        ones = pattern.view(lambda layer: torch.ones_like(masked_weight(layer)))
+        return _Apart(num_params(surgery.plain(model)), {name: _entries(units) for name, units in ones.items()})
+    others = " (or block)" if by == "macs" else ""
+    raise ValueError(
+        f"Prune: {by} is saved by what is removed for real: write pattern=channel or pattern=head{others}; zeros in "
+        "place save params"
+    )
+
+
+@final
+class Budget:
+    """What a pattern may keep of a model so that a cost, "macs", "params" or "latency", is at most a share of it.
+
+    Raises:
+        ValueError: the pattern's units have no such cost.
+    """
+
+    def __init__(self, by: str, model: nn.Module, example: Any, pattern: Pattern, pricing: Pricing | None) -> None:
+        self._cost, self._pattern = _cost(by, model, example, pattern, pricing), pattern
+        self.whole = self._cost(pattern.keep())
+
+    def met(self, choose: Callable[[float], Keep], share: float, ranked: Keep, multiple: int | None) -> Keep:
+        """What to keep of what is kept now: what `choose(sparsity)` does and no more than `share` of the cost.
+
+        Where `multiple` is given, room that is left goes to units, so many at a time, by their scores `ranked` within
+        each name: first where they cost nothing (a count that runtimes are fast at), then where they cost least.
+
+        Raises:
+            ValueError: the budget cannot be met.
+        """
+        now, target = self._pattern.keep(), share * self.whole * (1.0 + 1e-9)
+
+        def chosen(sparsity: float) -> Keep:
+            return {name: kept & now[name] for name, kept in choose(sparsity).items()}
+
+        keep = chosen(sparsity_for(chosen, self._cost, target))
+        if multiple is None or not isinstance(self._pattern, Channel | Block):
+            return keep
+        return self._filled(keep, now, target, ranked, multiple)
+
+    def _filled(self, keep: Keep, now: Keep, target: float, ranked: Keep, multiple: int) -> Keep:
+        while True:
+            cost, found = self._cost(keep), []
+            for name, steps in product(keep, range(1, _REACH + 1)):
+                count = int(keep[name].sum())
+                more = min(count + steps * multiple, int(now[name].sum()))
+                if more > count:
+                    wider = {**keep, name: top(ranked[name], more)}
+                    extra = self._cost(wider) - cost
+                    if cost + extra <= target:
+                        found.append(((extra > 0, extra / (more - count)), wider))
+            if not found:
+                return keep
+            keep = min(found, key=lambda one: one[0])[1]

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from lightning_compress.core import lookup, select
 from lightning_compress.core.method import Compact, Method, Stage, Step
 from lightning_compress.core.rng import rng_state, set_rng_state
-from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.core.schedule import Schedule
 from lightning_compress.core.task import named_loss
-from lightning_compress.prune import allocate, blocks, channels, patterns, scores
+from lightning_compress.prune import allocate, amount, blocks, budget, channels, patterns, scores
 from lightning_compress.prune.evidence import Evidence, mean_of_ranks
 
 _PATTERNS: dict[str, Callable[..., patterns.Pattern]] = {
@@ -47,18 +47,20 @@ class Prune(Method):
     matters: a function of `prune/scores.py` by name, or a dotted path. `allocation` says how the sparsity is spread:
     "uniform" (the default), "overall", "erdos_renyi" or "erdos_renyi_kernel", or a dotted path.
 
-    Either `sparsity`, the share of units removed in [0, 1], or `threshold`, in standard deviations of each layer's
-    weights (Han 2015, arXiv 1506.02626), is a number or a schedule of progress. `sparsity` may also be a mapping of
-    regular expressions to these, one for every layer; with "2:4" it ends at 1 - 2/4. Masks move every `every` optimizer
-    steps and once more when the schedule has arrived. `round_to` keeps channel counts at a multiple. The gradual ramp
-    is that of Zhu and Gupta (arXiv 1710.01878).
+    One of these says how much, a number or a schedule of progress: `sparsity`, the share of units removed in [0, 1];
+    `threshold`, in standard deviations of each layer's weights (Han 2015, arXiv 1506.02626); or a budget, `macs`,
+    `params` or `latency`, the share that stays of what the model that Prune is put on costs (prune/budget.py).
+    `latency` is that of the network in floats, by `price(model, example)` (run/priced.py). `sparsity` may also be a
+    mapping of regular expressions to these, one for every layer; with "2:4" it ends at 1 - 2/4. Masks move every
+    `every` optimizer steps and once more when the schedule has arrived. `round_to` keeps channel counts at a multiple.
+    The gradual ramp is that of Zhu and Gupta (arXiv 1710.01878).
 
     A score that looks at data takes the gradients of `loss(outputs, targets)` on `batches` of the training data before
     the first step, and on the step's own batch after it.
 
     Raises:
-        ValueError: both or none of `sparsity` and `threshold`, a value out of range, an axis that does not fit another,
-            or no layer matched.
+        ValueError: none or several of the amounts, a value out of range, an axis that does not fit another, a budget
+            that cannot be met, or no layer matched.
 
     >>> from lightning_compress.core.schedule import Polynomial
     >>> model = Prune(Polynomial(last=0.9, end=0.7)).attach(nn.Linear(4, 2), None)
@@ -73,6 +75,10 @@ class Prune(Method):
         sparsity: float | Schedule | Mapping[str, float | Schedule] | None = None,
         *,
         threshold: float | Schedule | None = None,
+        macs: float | Schedule | None = None,
+        params: float | Schedule | None = None,
+        latency: float | Schedule | None = None,
+        price: budget.Pricing | None = None,
         pattern: str | Callable[..., patterns.Pattern] = "unstructured",
         score: str | Callable[..., Any] = "magnitude",
         allocation: str | Callable[..., Any] | None = None,
@@ -84,19 +90,16 @@ class Prune(Method):
         loss: str | Callable[..., Any] = "cross_entropy",
     ) -> None:
         super().__init__()
-        if (sparsity is None) == (threshold is None):
-            raise ValueError(f"Prune needs sparsity or threshold, one of them; got {sparsity=}, {threshold=}")
         if every < 1 or round_to < 1 or batches < 1:
             raise ValueError(
                 "Prune: every, round_to and batches count steps, channels and batches, from 1 up; "
                 f"got {every=}, {round_to=}, {batches=}"
             )
-        self.by_threshold, self.by_layer = sparsity is None, isinstance(sparsity, Mapping)
-        asked: Any = threshold if sparsity is None else sparsity
-        # By the regular expression of the layers that they are for; the empty one matches all.
-        self.amounts = {key: as_schedule(value) for key, value in (asked if self.by_layer else {"": asked}).items()}
-        for schedule, progress in itertools.product(self.amounts.values(), (0.0, 1.0)):
-            _check_amount(schedule(progress), self.by_threshold)
+        self.by, self.amounts = amount.asked(
+            sparsity=sparsity, threshold=threshold, macs=macs, params=params, latency=latency
+        )
+        self.by_threshold, self.by_layer = self.by == "threshold", isinstance(sparsity, Mapping)
+        self._price = price
         self.pattern, self.every, self.round_to, self.batches = pattern, every, round_to, batches
         self.select, self.exclude = select, tuple(exclude)
         self._make, own = self._parsed(pattern)
@@ -110,6 +113,7 @@ class Prune(Method):
         self._applied = [0.0] * len(self.amounts)
         self._asked = False
         self._pattern: patterns.Pattern | None = None
+        self._budget: budget.Budget | None = None
         self._place: dict[str, int] = {}
         self._told: dict[str, Any] = {}
 
@@ -122,10 +126,10 @@ class Prune(Method):
         if isinstance(pattern, str) and (found := re.fullmatch(r"([1-9]\d*):([1-9]\d*)", pattern)):
             kept, size = int(found[1]), int(found[2])
             ends = [schedule(1.0) for schedule in self.amounts.values()]
-            if kept >= size or self.by_threshold or self.by_layer or self.round_to > 1:
+            if kept >= size or self.by != "sparsity" or self.by_layer or self.round_to > 1:
                 raise ValueError(
                     f"Prune: pattern {pattern!r} keeps {kept} of every {size}, fewer than all, everywhere alike: "
-                    "write one sparsity, no threshold and no round_to"
+                    "write one sparsity, no threshold or budget and no round_to"
                 )
             if not math.isclose(ends[0], 1 - kept / size, abs_tol=1e-3):
                 raise ValueError(
@@ -149,6 +153,8 @@ class Prune(Method):
         layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude, kinds=kinds)
         self._pattern = self._make(model, example, layers)
         self.evidence.attach(self._pattern)
+        if self.by in amount.BUDGETS:
+            self._budget = budget.Budget(self.by, model, example, self._pattern, self._price)
         sizes = {name: kept.numel() for name, kept in self._pattern.keep().items()}
         if self.by_layer:
             place = {key: number for number, key in enumerate(self.amounts)}
@@ -157,8 +163,8 @@ class Prune(Method):
             self._told = {"shapes": {name: tuple(model.get_submodule(name).weight.shape) for name in sizes}}  # type: ignore[arg-type]
         if not self.by_threshold and max(self._wanted(1.0)) > 0 and not _removes(self._chosen(self._trial(), 1.0)):
             raise ValueError(
-                f"Prune would remove nothing: sparsity {self._shown(1.0)} with round_to={self.round_to} keeps all of "
-                f"{sizes}; write a larger sparsity or a smaller round_to"
+                f"Prune would remove nothing: {self.by} {self._shown(1.0)} with round_to={self.round_to} keeps all of "
+                f"{sizes}; write a {'larger' if self.by == 'sparsity' else 'smaller'} {self.by} or a smaller round_to"
             )
         return model
 
@@ -192,7 +198,7 @@ class Prune(Method):
         return [schedule(progress) for schedule in self.amounts.values()]
 
     def _shown(self, progress: float) -> str:
-        return ", ".join(f"{amount:.3g}" for amount in self._wanted(progress))
+        return ", ".join(f"{1 - gone if self.by in amount.BUDGETS else gone:.3g}" for gone in self._wanted(progress))
 
     def _chosen(self, ranked: dict[str, Tensor], progress: float) -> dict[str, Tensor]:
         wanted = self._wanted(progress)
@@ -200,7 +206,10 @@ class Prune(Method):
             return allocate.above(ranked, wanted[0])
         if self.by_layer:
             return allocate.given(ranked, {name: wanted[self._place[name]] for name in ranked}, self.round_to)
-        return self.allocation(ranked, wanted[0], self.round_to, **self._told)  # type: ignore[no-any-return]
+        choose = partial(self.allocation, ranked, multiple=self.round_to, **self._told)
+        if self._budget is None:
+            return choose(wanted[0])  # type: ignore[no-any-return]
+        return self._budget.met(choose, 1 - wanted[0], ranked, self.round_to if wanted == self._wanted(1.0) else None)
 
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Look at data, if the score does: masks that move before the first step do so by these batches."""
@@ -230,7 +239,7 @@ class Prune(Method):
         self.evidence.forget()
         if not moves:
             return {}
-        return {f"prune/amount{key and '/' + key}": amount for key, amount in zip(self.amounts, wanted, strict=True)}
+        return {f"prune/amount{key and '/' + key}": gone for key, gone in zip(self.amounts, wanted, strict=True)}
 
     def settled(self, progress: float) -> bool:
         """Whether the masks were told to remove something, or the schedule has arrived and they should have been."""
@@ -243,8 +252,7 @@ class Prune(Method):
             return "its score is movement and masks moved before a step: let its schedule begin later, as begin=0.1"
         if _removes(self._pattern.keep()):
             return None
-        kind = "threshold" if self.by_threshold else "sparsity"
-        return f"its schedule asks for {kind} {self._shown(progress)} and every mask still keeps everything"
+        return f"its schedule asks for {self.by} {self._shown(progress)} and every mask still keeps everything"
 
     def finalize(self, compact: Compact, example: Any) -> Compact:
         """Remove whole channels; single zeros stay in place."""
@@ -254,10 +262,3 @@ class Prune(Method):
 
 def _removes(keep: dict[str, Any]) -> bool:
     return any(not bool(kept.all()) for kept in keep.values())
-
-
-def _check_amount(amount: float, by_threshold: bool) -> None:
-    if by_threshold and amount < 0:
-        raise ValueError(f"Prune: threshold counts standard deviations, from 0 up; got {amount}")
-    if not by_threshold and not 0.0 <= amount < 1.0:
-        raise ValueError(f"Prune: sparsity is the share removed, in [0, 1); got {amount}")

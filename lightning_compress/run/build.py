@@ -12,7 +12,7 @@ from lightning_compress.core.method import Method
 from lightning_compress.core.task import Task, classification
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
-from lightning_compress.run import device
+from lightning_compress.run import device, priced
 from lightning_compress.run.targets import Config, ConfigError, signature
 
 
@@ -89,6 +89,8 @@ def methods(
                 offered["teacher"] = teacher()
                 if node.get("cache") and outputs is not None:
                     offered["outputs"] = outputs(offered["teacher"])
+            if node.get("latency") is not None and config["measure"]["table"]:
+                offered["price"] = priced.ByChannels(config["measure"]["table"])
             made.append(conf.build(node, config["allow"], **offered))
     return made
 
