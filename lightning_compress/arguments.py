@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 LAUNCHERS = ("inline", "local", "slurm", "ray")
+SCANS = ("unstructured", "channel", "bits", "rank")
 LIMITS = (
     ("--max-bytes", "N", "most bytes of the packed file: 20000 or 20kB"),
     ("--max-latency", "MS|RATIO", "most milliseconds per batch (0.5ms), or times the dense network's (0.5x)"),
@@ -60,6 +61,15 @@ Measure how long each layer of a network takes at many channel counts: a latency
 
 With measure.table=cpu.json runs and sweeps take their latency from it. --export writes a folder for another device,
 where `python measure_table.py` needs numpy and onnxruntime only and writes the table.""",
+    "sensitivity": """\
+What each layer alone can lose: validation accuracy with one layer pruned, in fewer bits, or of low rank.
+
+  lightning-compress sensitivity runs/digits
+  lightning-compress sensitivity experiment=mnist/lenet5_dense weights=lenet5.pt --scan unstructured bits
+  lightning-compress sensitivity runs/sensitivity/digits/sensitivity.json --drop 0.5
+
+Without training after it. --drop prints lines for an experiment's file: the most for each layer that costs at most so
+many points of accuracy.""",
     "report": """\
 Write a study's report again from its results, with what was measured on other devices.
 
@@ -118,9 +128,21 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     goal.add_argument("--export", type=Path, metavar="FOLDER", help="write what measures it on another device")
     goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
 
+    of = made["sensitivity"].add_argument
+    of(
+        "words",
+        nargs="+",
+        metavar="FOLDER|FILE|key=value",
+        help="a finished run, a scan, or overrides with weights=FILE",
+    )
+    of("--scan", nargs="+", default=SCANS, metavar="NAME", help=f"some of {', '.join(SCANS)} (default: all)")
+    of("--batches", type=int, metavar="N", help="batches of the validation split to read (default: all)")
+    of("--drop", type=float, metavar="POINTS", help="print what may go at so many points of accuracy")
+    of("--out", type=Path, metavar="FOLDER", help="for the page and its numbers (default: runs/sensitivity/<name>)")
+
 
 def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
-    for name in ("train", "table", "sweep", "report", "dashboard", "pick"):
+    for name in ("train", "table", "sensitivity", "sweep", "report", "dashboard", "pick"):
         made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
                                 help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
     made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")

@@ -221,6 +221,32 @@ def _table(arguments: argparse.Namespace, console: Console) -> None:
             console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
+def _sensitivity(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.run import config, sensitivity
+    from lightning_compress.sweep import curves
+
+    words = arguments.words
+    if len(words) == 1 and Path(words[0]).suffix == ".json":
+        found = sensitivity.read(Path(words[0]))
+    else:
+        settings, model = sensitivity.subject(words, lambda texts: config.compose(texts, folders=arguments.search_in))
+        with console.status("reading the data") as status:
+            found = sensitivity.scan(settings, model, arguments.scan, arguments.batches, status.update)
+        page = curves.write(found, arguments.out or Path("runs/sensitivity") / found["name"])
+        console.print(f"written: {page}", soft_wrap=True)
+    for axis, layers in found["scans"].items():
+        heads, rows = curves.table(layers)
+        shown = Table("layer", title=f"{curves.TITLES[axis][1]}: accuracy in %, {found['base']['accuracy']:.2%} whole")
+        for head in heads:
+            shown.add_column(head, justify="right")
+        for layer, cells in rows:
+            shown.add_row(layer, *cells)
+        console.print(shown)
+    said = [f"left out: {axis}: {why}" for axis, why in found["left_out"].items()]
+    said += [] if arguments.drop is None else sensitivity.lines(found, arguments.drop)
+    console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
+
+
 _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "train": _train,
     "sweep": _sweep,
@@ -229,6 +255,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "export": _export,
     "measure": _measure,
     "table": _table,
+    "sensitivity": _sensitivity,
     "report": _report,
     "pick": _pick,
 }

@@ -38,7 +38,7 @@ HOMES = {
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},
     "torchmetrics": {"core/task.py"},
-    "plotly": {"sweep/report.py"},
+    "plotly": {"sweep/report.py", "sweep/curves.py"},
     "matplotlib": {"sweep/report.py"},
     "timm": {"models/load.py"},
     "transformers": {"models/load.py"},

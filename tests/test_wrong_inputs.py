@@ -115,6 +115,17 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "phase key": (["phases=[{method:[prune]}]"], ["'method'", "did you mean 'methods'?"]),
     "phase method": (["prune=gradual", "phases=[{methods:[prunes]}]"], ["'prunes'", "did you mean 'prune'?"]),
     "sparsity": (["prune=gradual", "methods.prune.sparsity.last=1.5"], ["sparsity", "[0, 1)", "got 1.5"]),
+    "two amounts": (["prune=channel", "methods.prune.macs=0.5"], ["one of them; got", "'macs': 0.5"]),
+    "budget": (["prune=channel_macs", "methods.prune.macs=50"], ["macs is the share that stays, in (0, 1]; got 50"]),
+    "budget without a table": (
+        ["prune=channel", "methods.prune.sparsity=null", "methods.prune.latency=0.5"],
+        ["latency comes from a table", "measure.table=FILE"],
+    ),
+    "budget of zeros": (
+        ["prune=channel_macs", "methods.prune.pattern=unstructured"],
+        ["macs is saved by what is removed for real", "pattern=channel"],
+    ),
+    "budget too small": (["prune=channel_macs", "methods.prune.macs=0.0001"], ["a budget of", "cannot be met"]),
     "1 bit": (["quantize=affine", "methods.quantize.weight_bits=1"], ["weight_bits: expected 2 to 8 bits", "got 1"]),
     "9 bits": (
         ["quantize=affine", "methods.quantize.activation_bits=9"],
@@ -226,6 +237,29 @@ def test_data(name: str, refused: Refused, tmp_path: Path) -> None:
     make, overrides, expected = DATA[name]
     make(tmp_path / "photos")
     line = refused("train", *TINY, "data=images", f"data.source={tmp_path / 'photos'}", *overrides, "--out", "run")
+    for part in expected:
+        assert part in line
+
+
+SCANS: dict[str, tuple[list[str], list[str]]] = {
+    "no weights": (["model.width=0.25"], ["trained weights: give weights=FILE, or the folder of a finished run"]),
+    "no run": (["."], ["result.json"]),
+    "no scan": (["done", "--scan", "bit"], ["no 'bit' in --scan", "did you mean 'bits'?"]),
+    "batches": (["done", "--batches", "0"], ["--batches counts batches", "from 1 up; got 0"]),
+    "no file": (["nothing.json", "--drop", "1"], ["nothing.json"]),
+    "not a scan": (["done/result.json", "--drop", "1"], ["result.json is no sensitivity scan"]),
+    "drop": (["scan.json", "--drop", "-1"], ["--drop counts points of accuracy", "got -1"]),
+    "misspelt": (["model.widht=2"], ["did you mean 'width'?"]),
+}
+
+
+@pytest.mark.parametrize("name", SCANS)
+def test_sensitivity(name: str, refused: Refused, finished: Path) -> None:
+    words, expected = SCANS[name]
+    scan = {"schema": 1, "name": "a", "base": {"accuracy": 1.0}, "scans": {}, "left_out": {}}
+    Path("scan.json").write_text(json.dumps(scan))
+    Path("done").symlink_to(finished)
+    line = refused("sensitivity", *words)
     for part in expected:
         assert part in line
 

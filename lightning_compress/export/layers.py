@@ -89,10 +89,9 @@ class Narrowable:
 
     `written` has the numbers with the share of them that goes with each layer's output channels.
 
-    >>> net = Narrowable(Network((Layer("linear", 4, 8, name="a"), Layer("linear", 8, 2, name="b"))), ((8, {"a": 1.0}),))
-    >>> small = net.at({"a": (6, 4), "b": (2, 6)})
-    >>> [layer.place for layer in small.layers], small.moved["float"]
-    ([(4, 6), (6, 2)], 6.0)
+    >>> net = Narrowable(Network((Layer("linear", 4, 8, name="fc"),), {"float": 8}), ((8, {"fc": 1.0}),))
+    >>> net.at({"fc": (6, 4)}).moved
+    {'float': 6.0}
     """
 
     network: Network

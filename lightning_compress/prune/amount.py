@@ -30,9 +30,7 @@ def asked(**given: Any) -> tuple[str, dict[str, Schedule]]:
     ((by, value),) = given.items()
     if isinstance(value, Mapping) and by != "sparsity":
         raise ValueError(f"Prune: {by} is one number or schedule for all layers; got the mapping {dict(value)}")
-    schedules = {
-        key: as_schedule(one) for key, one in (value if isinstance(value, Mapping) else {"": value}).items()
-    }
+    schedules = {key: as_schedule(one) for key, one in (value if isinstance(value, Mapping) else {"": value}).items()}
     for schedule in schedules.values():
         for progress in (0.0, 1.0):
             _check(by, schedule(progress))

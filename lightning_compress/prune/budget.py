@@ -163,7 +163,9 @@ def _blocks_cost(by: str, model: nn.Module, example: Any, pattern: Block) -> _Ap
     return _Apart(whole, {NAME: torch.tensor(own, dtype=torch.float64)})
 
 
-def _cost(by: str, model: nn.Module, example: Any, pattern: Pattern, pricing: Pricing | None) -> Callable[[Keep], float]:
+def _cost(
+    by: str, model: nn.Module, example: Any, pattern: Pattern, pricing: Pricing | None
+) -> Callable[[Keep], float]:
     """What the units of a pattern cost.
 
     Raises:

@@ -7,7 +7,7 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from lightning_compress.sweep import record as records
-from lightning_compress.sweep.page_template import TEMPLATE
+from lightning_compress.sweep.page_template import CLOSING, OPENING, STUDY
 from lightning_compress.sweep.progress import shown, size
 from lightning_compress.sweep.record import Point, StudyRecord
 
@@ -17,7 +17,8 @@ def render(record: StudyRecord, *, figures: str, script: str) -> str:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters.update(size=size, number=lambda value: shown("", value))
     rows = [_row(record, point) for point in (*record.front, *record.baselines)]
-    return environment.from_string(TEMPLATE).render(
+    return environment.from_string(OPENING + STUDY + CLOSING).render(
+        title=f"{record.spec.name}: Pareto front",
         record=record,
         spec=record.spec,
         rows=rows,

@@ -1,11 +1,11 @@
-"""The Jinja template of the report's page, with its style."""
+"""The Jinja templates of the pages, which share their style."""
 
-TEMPLATE = """<!doctype html>
+OPENING = """<!doctype html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{{ spec.name }}: Pareto front</title>
+<title>{{ title }}</title>
 <style>
 :root { --ink: #1f2933; --soft: #616e7c; --line: #e4e7eb; --paper: #f5f7fa; --accent: #2563eb; --warn: #b44d12; }
 * { box-sizing: border-box; }
@@ -43,6 +43,19 @@ dt { color: var(--soft); } dd { margin: 0; overflow-wrap: anywhere; }
 <script>{{ script }}</script>
 </head>
 <body><main>
+"""
+
+CLOSING = """\
+<script>
+// Drawn last: only now is the width of every column known.
+const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+for (const [id, figure] of Object.entries({{ figures }}))
+  Plotly.newPlot(id, figure.data, figure.layout, options);
+</script>
+</main></body></html>
+"""
+
+STUDY = """\
 <header>
 <h1>{{ spec.name }}</h1>
 <p class="soft">{{ record.front | length }} front points from {{ record.trials | length }} trials, beside
@@ -133,11 +146,4 @@ the selection.</p>
 <p>{% for key, value in trial.params.items() %}<code>{{ key }}={{ value }}</code>{% endfor %}</p></details>{% endfor %}
 </section>
 {% endif %}
-<script>
-// Drawn last: only now is the width of every column known.
-const options = {responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
-for (const [id, figure] of Object.entries({{ figures }}))
-  Plotly.newPlot(id, figure.data, figure.layout, options);
-</script>
-</main></body></html>
 """

@@ -1,5 +1,8 @@
 """What is read from an exported file, beside what one would write down by hand; tiny models do run."""
 
+import copy
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -9,12 +12,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.compressor import Compressor
+from lightning_compress.core import edits
+from lightning_compress.core.compressor import Compressor, read_stored
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.export import pieces
 from lightning_compress.export.layers import Layer, Network
 from lightning_compress.export.onnx import export
+from lightning_compress.models.resnet_cifar import ResNetCIFAR
+from lightning_compress.prune.groups import cuts, groups
 from lightning_compress.quantize.method import Quantize
+from tests.prune import graphs, removing
 
 
 class Block(nn.Module):
@@ -31,6 +38,20 @@ class Block(nn.Module):
         stem = self.relu(self.stem(inputs))
         outputs: Tensor = self.fc(self.flatten(self.pool(self.relu2(self.each(stem) + stem))))
         return outputs
+
+
+@pytest.mark.parametrize("build", [graphs.Dense, graphs.Excited, partial(ResNetCIFAR, 8, shortcut="B"), Block])
+def test_narrowed_as_if_cut(build: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model, inputs = build().eval(), torch.zeros(2, 3, 8, 8)
+    found = groups(model, inputs, removing.layers(model))
+    keep = {root: torch.arange(group.size) % 3 > 0 for root, group in found.items()}
+    small = edits.replay(copy.deepcopy(model), cuts(model, found, keep))
+    before, after = (
+        export(Compact(net, read_stored(net)), inputs, tmp_path / f"{at}.onnx") for at, net in enumerate((model, small))
+    )
+    shapes = {name: small.get_parameter(f"{name}.weight").shape[:2] for name in removing.layers(small)}
+    assert pieces.narrowable(before).at(shapes) == pieces.read(after)
+    assert pieces.read(before) != pieces.read(after)
 
 
 def network(folder: Path, *methods: Method) -> Network:

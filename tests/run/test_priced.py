@@ -82,6 +82,13 @@ def test_a_trial_is_priced_later_and_measured_here(
     assert Result.load(place).cost == cost
 
 
+def test_channels_go_until_the_latency_is_met(configure: Configured, layers: tuple[Layer, ...], tmp_path: Path) -> None:
+    table = written(layers, tmp_path / "cpu.json")
+    config = configure("epochs=1", "prune=channel", "methods.prune.sparsity=null", "methods.prune.latency=0.6",
+                       "measure.latency=true", f"measure.table={table}")  # fmt: skip
+    assert 0.5 < train(config, tmp_path / "run").cost["latency_ratio"] <= 0.6
+
+
 @pytest.mark.parametrize(
     ("changes", "kept", "said"),
     [
