@@ -106,7 +106,7 @@ def figure(scan: Mapping[str, Any], axis: str) -> go.Figure:
     return made.update_layout(
         template="none",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"},
-        margin={"l": 64, "r": 16, "t": 12, "b": 52},
+        margin={"l": 64, "r": 16, "t": 34, "b": 60},
         colorway=["#2563eb", "#d64545", "#0f9d58", "#b44d12", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#616e7c"],
         height=420,
     )
