@@ -68,9 +68,9 @@ class Table:
             self.threads, self.batch_size = int(data["threads"]), int(data["batch_size"])
             self.grids = {grid.layer.family: grid for grid in map(Grid.of, data["layers"])}
             self.measured = tuple((Network.of(one), one["ms"], bool(one["fitted"])) for one in data["networks"])
-            self._price = cache(lambda layer, way: self.grids[layer.family].price(layer, way))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{source} is a damaged latency table ({error}): write it again with {_WAY}") from error
+        self._price = cache(lambda layer, way: self.grids[layer.family].price(layer, way))
 
     @classmethod
     def read(cls, file: Path) -> Self:

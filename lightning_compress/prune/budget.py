@@ -142,10 +142,21 @@ class _Apart:
 
     def __init__(self, total: float, units: dict[str, Tensor]) -> None:
         self._total, self._units = total, units
+        self._sum = sum(float(own.sum()) for own in units.values())
+        self._room = (1 + len(units)) / 2 * max(float(own.max()) for own in units.values())
 
     def __call__(self, keep: Keep) -> float:
         gone = ((~kept).double() @ self._units[name].to(kept.device) for name, kept in keep.items())
         return self._total - float(sum(gone))
+
+    def near(self, choose: Callable[[float], Keep], target: float) -> Keep | None:
+        """What fits where the same share of the units costs the same share everywhere: found at once, or None."""
+        sparsity = (self._total - target + self._room) / self._sum  # room for what is rounded under each name
+        if 0.0 <= sparsity < 1.0:
+            keep = choose(sparsity)
+            if target - 1e-3 * self._total <= self(keep) <= target:
+                return keep
+        return None
 
 
 def _entries(units: Tensor) -> Tensor:
@@ -220,7 +231,9 @@ class Budget:
         def chosen(sparsity: float) -> Keep:
             return {name: kept & now[name] for name, kept in choose(sparsity).items()}
 
-        keep = chosen(sparsity_for(chosen, self._cost, target))
+        # A search would take longer than the steps between two moves where units are single weights.
+        near = self._cost.near(chosen, target) if isinstance(self._cost, _Apart) else None
+        keep = near or chosen(sparsity_for(chosen, self._cost, target))
         if multiple is None or not isinstance(self._pattern, Channel | Block):
             return keep
         return self._filled(keep, now, target, ranked, multiple)

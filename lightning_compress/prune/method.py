@@ -206,9 +206,12 @@ class Prune(Method):
             return allocate.above(ranked, wanted[0])
         if self.by_layer:
             return allocate.given(ranked, {name: wanted[self._place[name]] for name in ranked}, self.round_to)
-        choose = partial(self.allocation, ranked, multiple=self.round_to, **self._told)
+
+        def choose(sparsity: float) -> dict[str, Tensor]:
+            return self.allocation(ranked, sparsity, self.round_to, **self._told)  # type: ignore[no-any-return]
+
         if self._budget is None:
-            return choose(wanted[0])  # type: ignore[no-any-return]
+            return choose(wanted[0])
         return self._budget.met(choose, 1 - wanted[0], ranked, self.round_to if wanted == self._wanted(1.0) else None)
 
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:

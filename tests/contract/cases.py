@@ -188,6 +188,11 @@ ROWS: dict[str, Case] = {
         weight_bits=6,
         activation_bits=8,
     ),
+    "prune-channel-macs": Case(
+        lambda: [Prune(macs=Polynomial(first=1.0, last=0.4, end=0.5), pattern="channel", every=2), _quantize()],
+        weight_bits=6,
+        activation_bits=8,
+    ),
     "prune-channel-taylor": Case(lambda: [_channel(score="taylor")], channels=0.5),
     "prune-channel-apoz": Case(
         lambda: [_channel(score="apoz"), _quantize()], channels=0.5, weight_bits=6, activation_bits=8

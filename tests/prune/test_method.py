@@ -196,8 +196,8 @@ def test_sparsity_that_rounds_to_nothing_is_an_error() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, "sparsity or threshold, one of them"),
-        ({"sparsity": 0.5, "threshold": 1.0}, "sparsity or threshold, one of them"),
+        ({}, "sparsity or threshold, or a budget"),
+        ({"sparsity": 0.5, "threshold": 1.0}, "sparsity or threshold, or a budget"),
         ({"sparsity": 1.0}, r"in \[0, 1\); got 1.0"),
         ({"sparsity": 90}, r"in \[0, 1\); got 90"),
         ({"sparsity": Linear(first=-0.1, last=0.5)}, r"in \[0, 1\); got -0.1"),
@@ -206,7 +206,7 @@ def test_sparsity_that_rounds_to_nothing_is_an_error() -> None:
         ({"sparsity": 0.5, "pattern": 124}, "YAML makes of 2:4 and the like; put it in quotes"),
         ({"sparsity": 0.75, "pattern": "2:4"}, r"removes 2 of every 4, so its sparsity ends at 0\.5; got 0\.75"),
         ({"sparsity": 0.5, "pattern": "4:4"}, "fewer than all, everywhere alike"),
-        ({"threshold": 0.5, "pattern": "2:4"}, "write one sparsity, no threshold and no round_to"),
+        ({"threshold": 0.5, "pattern": "2:4"}, "write one sparsity, no threshold or budget and no round_to"),
         ({"sparsity": 0.5, "pattern": "2:4", "allocation": "uniform"}, "'2:4' decides how much goes where; leave out"),
         ({"sparsity": {"": 0.5}, "allocation": "uniform"}, "sparsity by layer decides how much goes where"),
         ({"threshold": 0.5, "allocation": "uniform"}, "threshold decides how much goes where"),

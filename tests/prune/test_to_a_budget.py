@@ -89,6 +89,23 @@ def test_zeros_in_place_are_parameters_that_do_not_stay(pattern: str) -> None:
     assert 0.4 * num_params(model) - 10 < left <= 0.4 * num_params(model)
 
 
+def test_single_weights_are_chosen_at_once() -> None:
+    method = Prune(params=0.1)
+    model = method.attach(nn.Sequential(nn.Linear(100, 60), nn.ReLU(), nn.Linear(60, 10)), torch.zeros(1, 100))
+    calls: list[float] = []
+    allocation = method.allocation
+
+    def counted(scores: dict[str, Tensor], sparsity: float, multiple: int) -> Any:
+        calls.append(sparsity)
+        return allocation(scores, sparsity, multiple)
+
+    method.allocation = counted
+    method.update(model, 1.0)
+    left = sum(int(parameter.count_nonzero()) for parameter in plain(model).parameters())
+    assert 667 - 4 <= left <= 667
+    assert len(calls) == 1
+
+
 def stepwise(model: nn.Module, example: Any) -> Callable[[Shapes], float]:
     """A device that takes channels in fours."""
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from lightning_compress.arguments import SCANS
 from lightning_compress.core import edits
 from lightning_compress.core.compressor import Compressor
 from lightning_compress.lowrank.method import LowRank
@@ -97,6 +98,10 @@ def test_what_may_go_can_be_pasted_and_trained(scanned: Scanned, tmp_path: Path)
         if isinstance(method, Prune):
             most = sensitivity.allowed(scanned.found, 3.0)[axis]
             assert [amount(1.0) for amount in method.amounts.values()] == [share or 0.0 for share in most.values()]
+
+
+def test_the_command_names_every_scan() -> None:
+    assert SCANS == (*sensitivity.AXES,) == (*curves.TITLES,)
 
 
 def test_the_page_has_every_line_and_escapes_names(scanned: Scanned, tmp_path: Path) -> None:
