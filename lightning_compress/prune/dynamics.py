@@ -100,10 +100,10 @@ class Rewind(Dynamics):
     """At each move of the masks the whole network goes back to where it was at progress `to`; optimizers forget it.
 
     That is all its own parameters and buffers, batch norms' statistics too, as in Renda 2020 (arXiv 2003.02389), but
-    not what other methods learn beside them. `to` 0 is the start of the phase: lottery tickets (arXiv 1803.03635); later is the rewinding of arXiv 1903.01611. The schedule
-    is a staircase, such as `Rounds`, and `every` had better be 1: each move begins a training anew. With `shuffle` the
-    entries of each tensor go back in random order, which is another draw from the same distribution whatever that was:
-    the control of the lottery tickets.
+    not what other methods learn beside them. `to` 0 is the start of the phase: lottery tickets (arXiv 1803.03635);
+    later is the rewinding of arXiv 1903.01611. The schedule is a staircase, such as `Rounds`, and `every` had better be
+    1: each move begins a training anew. With `shuffle` the entries of each tensor go back in random order, which is
+    another draw from the same distribution whatever that was: the control of the lottery tickets.
 
     Raises:
         ValueError: `to` is no share of the phase.

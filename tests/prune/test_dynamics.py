@@ -67,7 +67,7 @@ def test_rewinding_what_was_not_trained_is_an_error() -> None:
     model = net()
     compressor = attached(model, Prune(OneShot(last=0.5, at=0.02), every=1, dynamics=Rewind()))
     compressor.update(model)
-    with pytest.raises(NoEffectError, match="every weight where it was at to=0.0: no training lies before"):
+    with pytest.raises(NoEffectError, match=r"every weight where it was at to=0\.0: no training lies before"):
         compressor.update(model)
 
 
