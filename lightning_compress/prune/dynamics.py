@@ -144,7 +144,8 @@ class Rewind(Dynamics):
         """Note where the network is, when it is time."""
         self._renewed = []
         if not self._snapshot and progress >= self.to_progress:
-            self._snapshot = {name: tensor.clone() for name, tensor in moments.latents(self.site.model).items()}
+            now = moments.latents(self.site.model)
+            self._snapshot = {name: _of_first_rank(tensor.clone()) for name, tensor in now.items()}
 
     @torch.no_grad()
     def move(self, keep: dict[str, Tensor], progress: float) -> None:
@@ -171,11 +172,16 @@ class Rewind(Dynamics):
 
 
 def _shuffled(tensor: Tensor) -> Tensor:
-    """The entries in an order that torch's global generator draws, on all ranks that of the first."""
-    order = torch.randperm(tensor.numel()).to(tensor.device)
-    if dist.is_available() and dist.is_initialized():
-        dist.broadcast(order, src=0)
+    """The entries in an order that torch's global generator draws."""
+    order = _of_first_rank(torch.randperm(tensor.numel()).to(tensor.device))
     return tensor.flatten()[order].view(tensor.shape)
+
+
+def _of_first_rank(tensor: Tensor) -> Tensor:
+    """Each rank has statistics of its own, and draws of its own; they have to go on alike."""
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast(tensor, src=0)
+    return tensor
 
 
 @final

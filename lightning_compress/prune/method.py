@@ -112,7 +112,9 @@ class Prune(Method):
             raise ValueError(f"Prune: {decided} decides how much goes where; leave out allocation={allocation!r}")
         self.score = lookup.function(score, scores)
         self.allocation = own or lookup.among(allocation or "uniform", _ALLOCATIONS, owner="Prune: allocation")
-        self.dynamics, self.penalty = dynamics or Dynamics(), penalty
+        dynamics = Dynamics() if dynamics is None else dynamics
+        self.dynamics = lookup.instance(dynamics, Dynamics, owner="Prune: dynamics")
+        self.penalty = None if penalty is None else lookup.instance(penalty, Penalty, owner="Prune: penalty")
         self.evidence = Evidence(self.score, named_loss(loss, owner="Prune: loss"), self.dynamics.scores)
         self._calls = 0
         self._applied = [0.0] * len(self.amounts)
@@ -181,7 +183,7 @@ class Prune(Method):
         if self.evidence.asked:
             return {name: torch.zeros(kept.shape) for name, kept in self._pattern.keep().items()}
         state = rng_state()
-        found = self._ranked(scored(self.score, self._pattern.view(), {}))
+        found = allocate.least_where_gone(scored(self.score, self._pattern.view(), {}), self._pattern.keep())
         set_rng_state(state)
         return found
 
@@ -191,15 +193,6 @@ class Prune(Method):
         evidence = self.evidence.gather(model, self._pattern, self._calls, asked(score))
         found = scored(score, self._pattern.view(), evidence)
         return {name: mean_of_ranks(told.clone()) for name, told in found.items()}  # it may be a view of evidence
-
-    def _ranked(self, found: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The scores with -inf where a unit is gone, so that it is never preferred to one that is not."""
-        assert self._pattern is not None, "attach comes first"
-        for name, kept in self._pattern.keep().items():
-            # Nothing for what is kept, infinity for what is gone: on a CPU masked_fill takes ten times as long.
-            gone = kept.view(torch.uint8).float().reciprocal_().sub_(1.0)
-            found[name] = torch.sub(found[name], gone, out=gone)
-        return found
 
     def _wanted(self, progress: float) -> list[float]:
         return [schedule(progress) for schedule in self.amounts.values()]
@@ -239,7 +232,8 @@ class Prune(Method):
         arrived, tick = wanted == self._wanted(1.0), self._calls % self.every == 0
         figures: dict[str, float] = {}
         if self.dynamics.due(progress, wanted != self._applied and (arrived or tick), tick):
-            keep = self._chosen(self._ranked(self._rank(model, self.score)), progress)
+            ranked = allocate.least_where_gone(self._rank(model, self.score), self._pattern.keep())
+            keep = self._chosen(ranked, progress)
             self.dynamics.move(keep, progress)
             self._applied = wanted
             self._asked = self._asked or _removes(keep)
