@@ -238,7 +238,7 @@ class Prune(Method):
             self._applied = wanted
             self._asked = self._asked or _removes(keep)
             named = zip(self.amounts, wanted, strict=True)
-            figures = {f"prune/amount{key and '/' + key}": amount for key, amount in named}
+            figures = {f"prune/amount{key and '/' + key}": gone for key, gone in named}
         elif tick:
             figures = self.dynamics.stir(partial(self._rank, model), progress)
         self.evidence.forget()
