@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from lightning_compress.core import surgery
+from lightning_compress.core import moments, surgery
 from lightning_compress.core.method import Compact, Method, Step
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.tap import Taps
@@ -159,6 +159,8 @@ class Compressor(nn.Module):
             logs.update(method.update(model, progress))
             for optimizer, parameter in itertools.product(optimizers, method.renewed()):
                 optimizer.state.pop(parameter, None)
+            for optimizer, (parameter, entries) in itertools.product(optimizers, method.revived()):
+                moments.forget(optimizer, parameter, entries)
         if self._unsettled:
             self._check_effects(model, progress)
         return logs

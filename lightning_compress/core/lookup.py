@@ -4,7 +4,9 @@ import difflib
 import importlib
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
+
+Kind = TypeVar("Kind")
 
 
 def function(name: str | Callable[..., Any], home: ModuleType) -> Callable[..., Any]:
@@ -43,6 +45,22 @@ def among(name: str | Callable[..., Any], known: Mapping[str, Callable[..., Any]
     if "." not in name:
         raise ValueError(f"{owner}: no {name!r} ({_nearest(name, known)}")
     return _imported(name)
+
+
+def instance(given: Any, kind: type[Kind], *, owner: str) -> Kind:
+    """`given`, if it is a `kind`.
+
+    Raises:
+        ValueError: it is not; the message, which begins with `owner`, says how to write one.
+
+    >>> instance(3, int, owner="Example")
+    3
+    """
+    if not isinstance(given, kind):
+        example = next(iter(kind.__subclasses__()), kind)
+        path = f"{example.__module__}.{example.__name__}"
+        raise ValueError(f"{owner} is an object, as {{_target_: {path}}}; got {given!r}")
+    return given
 
 
 def _imported(path: str) -> Callable[..., Any]:

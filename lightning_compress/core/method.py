@@ -97,6 +97,10 @@ class Method(nn.Module):
         """Own learnables that the last update gave new values: what an optimizer gathered on them before is void."""
         return []
 
+    def revived(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """Parameters of which the last update gave some entries, a bool tensor, new values: the same for those."""
+        return []
+
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """Why the method has had no effect though its schedule says it should have; None when all is well.
 

@@ -14,15 +14,22 @@ from lightning_compress.core.method import Edit
 Moments = dict[str, dict[str, Any]]
 
 
-def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that are trained, a parametrized one by the name that it had before."""
+def latents(model: nn.Module) -> dict[str, Tensor]:
+    """The network's own parameters and buffers, a parametrized one as it is before, by the name that it had then.
+
+    >>> list(latents(nn.BatchNorm1d(2)))
+    ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
+    """
     found = {}
     for name, (module, attribute) in surgery.own_names(model).items():
         stacks: Any = module.parametrizations if parametrize.is_parametrized(module, attribute) else None
-        tensor = getattr(module, attribute) if stacks is None else stacks[attribute].original
-        if isinstance(tensor, nn.Parameter):
-            found[name] = tensor
+        found[name] = getattr(module, attribute) if stacks is None else stacks[attribute].original
     return found
+
+
+def _parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Those that are trained."""
+    return {name: tensor for name, tensor in latents(model).items() if isinstance(tensor, nn.Parameter)}
 
 
 def of(optimizer: Optimizer, model: nn.Module) -> Moments:
@@ -69,6 +76,22 @@ def _taken(state: dict[str, Any], shape: torch.Size, dim: int, index: Tensor) ->
         key: value.index_select(dim, index) if isinstance(value, Tensor) and value.shape == shape else value
         for key, value in state.items()
     }
+
+
+def forget(optimizer: Optimizer, parameter: nn.Parameter, entries: Tensor) -> None:
+    """Let an optimizer begin afresh with the `entries`, a bool tensor, of a parameter; its count of steps stays.
+
+    >>> weight = nn.Parameter(torch.zeros(2))
+    >>> optimizer = torch.optim.SGD([weight], lr=0.1, momentum=0.9)
+    >>> weight.sum().backward()
+    >>> optimizer.step()
+    >>> forget(optimizer, weight, torch.tensor([True, False]))
+    >>> optimizer.state[weight]["momentum_buffer"]
+    tensor([0., 1.])
+    """
+    for value in optimizer.state.get(parameter, {}).values():
+        if isinstance(value, Tensor) and value.shape == parameter.shape:
+            value.masked_fill_(entries.to(value.device), 0)
 
 
 def give(moments: Moments, optimizer: Optimizer, model: nn.Module) -> None:

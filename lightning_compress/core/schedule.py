@@ -14,6 +14,9 @@ from torch.optim.lr_scheduler import LambdaLR
 
 Schedule = Callable[[float], float]
 
+# So that a moment such as 1/3 + 1/3 is met by the step that is 2/3 of the way, whatever the last bit says.
+_ROUNDING = 1e-9
+
 
 def _fraction(progress: float, begin: float, end: float) -> float:
     """Share of the window [begin, end] that lies behind `progress`."""
@@ -156,6 +159,68 @@ class Steps:
     def __call__(self, progress: float) -> float:
         """Value at `progress`."""
         return self.values[sum(progress >= moment for moment in self.at)]
+
+
+@final
+@dataclass(frozen=True)
+class Rounds:
+    """The share removed by `rounds` moves, each of `rate` of what was left: 1 - (1 - rate)^k after the k-th.
+
+    The first move is at `first_at`, the rest follow at equal distances and leave as long a stretch behind the last. By
+    default all stretches are alike, the one before the first move too (lottery tickets, arXiv 1803.03635).
+
+    >>> thirds = Rounds(rate=0.2, rounds=2)
+    >>> [round(thirds(progress), 2) for progress in (0.0, 0.4, 0.7, 1.0)]
+    [0.0, 0.2, 0.36, 0.36]
+    """
+
+    rate: float = 0.2
+    rounds: int = 5
+    first_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.rate < 1.0 or self.rounds < 1:
+            raise ValueError(
+                "Rounds needs a rate between 0 and 1, the share of what is left that each move removes, and at least "
+                f"one round; got rate={self.rate}, rounds={self.rounds}"
+            )
+        if self.first_at is not None and not 0.0 <= self.first_at < 1.0:
+            raise ValueError(
+                f"Rounds needs 0 <= first_at < 1, got first_at={self.first_at}: it is a share of the run, not an epoch"
+            )
+
+    def __call__(self, progress: float) -> float:
+        """Value at `progress`."""
+        first = 1.0 / (self.rounds + 1) if self.first_at is None else self.first_at
+        apart = (1.0 - first) / self.rounds
+        moves = sum(progress >= first + apart * move - _ROUNDING for move in range(self.rounds))
+        return 1.0 - (1.0 - self.rate) ** moves
+
+
+@final
+@dataclass(frozen=True)
+class Repeat:
+    """The whole of `schedule`, `times` times over: with `Rounds`, learning rates go back when weights are removed.
+
+    As a schedule of learning rates it is learning rate rewinding (arXiv 2003.02389), with `times` one more than rounds.
+
+    >>> saw = Repeat(Linear(first=1.0, last=0.0), times=2)
+    >>> saw(0.25), saw(0.5), saw(0.75), saw(1.0)
+    (0.5, 1.0, 0.5, 0.0)
+    """
+
+    schedule: Schedule
+    times: int
+
+    def __post_init__(self) -> None:
+        if self.times < 1:
+            raise ValueError(f"Repeat needs times of at least 1, got {self.times}")
+
+    def __call__(self, progress: float) -> float:
+        """Value at `progress`."""
+        share = progress * self.times
+        begun = min(math.floor(share + _ROUNDING), self.times - 1)
+        return self.schedule(max(0.0, share - begun))
 
 
 def as_schedule(value: float | Schedule) -> Schedule:

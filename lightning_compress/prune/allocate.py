@@ -69,6 +69,20 @@ def _top_of_many(score: Tensor, count: int) -> Tensor | None:
     return torch.from_numpy(keep)
 
 
+def least_where_gone(scores: Scores, keep: Scores) -> Scores:
+    """The scores with -inf where a unit is gone, so that it is never preferred to one that is not.
+
+    >>> least_where_gone({"a": torch.tensor([1.0, 2.0])}, {"a": torch.tensor([True, False])})
+    {'a': tensor([1., -inf])}
+    """
+    found = {}
+    for name, kept in keep.items():
+        # Nothing for what is kept, infinity for what is gone: on a CPU masked_fill takes ten times as long.
+        gone = kept.view(torch.uint8).float().reciprocal_().sub_(1.0)
+        found[name] = torch.sub(scores[name], gone, out=gone)
+    return found
+
+
 def given(scores: Scores, shares: Mapping[str, float], multiple: int = 1) -> Scores:
     """The sparsity of each name that `shares` gives it.
 

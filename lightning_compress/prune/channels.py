@@ -50,7 +50,7 @@ class Channel:
             found[root] = torch.cat(parts, 1)
         return found
 
-    def norms(self) -> dict[str, Tensor]:
+    def norms(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
         """The scales of the batch norms over each unit, [units, norms].
 
         Raises:
@@ -59,7 +59,7 @@ class Channel:
         found = {}
         for root, masks in self._masks.items():
             scales = [
-                side_by_side(masked_weight(layer)[member.index], member.root, self.groups[root].size).flatten(1)
+                side_by_side(read(layer)[member.index], member.root, self.groups[root].size).flatten(1)
                 for layer, name, _, member in masks
                 if name == "weight" and isinstance(layer, _BatchNorm)
             ]

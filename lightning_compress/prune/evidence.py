@@ -28,7 +28,7 @@ from lightning_compress.core import surgery
 from lightning_compress.core.curvature import diagonals, products
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.rng import rng_state, set_rng_state
-from lightning_compress.prune.patterns import OfChannels, Pattern, masked_weight, side_by_side, stack
+from lightning_compress.prune.patterns import OfChannels, Pattern, layers_of, masked_weight, side_by_side, stack
 
 Score = Callable[..., Tensor]
 Loss = Callable[[Any, Any], Tensor]
@@ -36,6 +36,7 @@ Loss = Callable[[Any, Any], Tensor]
 _SLOPES = ("gradient", "squared_gradient", "hessian_gradient", "hessian")
 _OF_CHANNELS = ("features", "norm")
 _ALL = (*_SLOPES, "movement", *_OF_CHANNELS)
+_FROM_DATA = frozenset((*_SLOPES, "features"))
 _PROBES = 16
 
 
@@ -62,6 +63,28 @@ def asked(score: Score) -> frozenset[str]:
     return frozenset(parameter.name for parameter in others) & frozenset(_ALL)
 
 
+def scored(score: Score, weights: dict[str, Tensor], evidence: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `score` says of each unit of each name.
+
+    Raises:
+        ValueError: not one number for each, or NaN.
+
+    >>> scored(lambda weight: weight.sum(1), {"a": torch.ones(2, 3)}, {})
+    {'a': tensor([3., 3.])}
+    """
+    found = {}
+    for name, weight in weights.items():
+        told = score(weight, **{kind: values[name] for kind, values in evidence.items()}).float()
+        fits = told.shape == weight.shape[:1]
+        if not fits or bool(told.sum().isnan()):
+            raise ValueError(
+                f"Prune: expected of score {getattr(score, '__name__', score)!r} one number for each of {len(weight)} "
+                f"units of {name!r}; got {'NaN' if fits else f'the shape {tuple(told.shape)}'}"
+            )
+        found[name] = told
+    return found
+
+
 def mean_of_ranks(tensor: Tensor) -> Tensor:
     """The mean of `tensor` over all ranks, in place, so that they decide alike.
 
@@ -78,16 +101,16 @@ def mean_of_ranks(tensor: Tensor) -> Tensor:
 class Evidence(nn.Module):
     """Gathers for `score` what it asks for, from batches that it is shown; nothing when it asks for nothing.
 
-    `loss(outputs, targets)` is the task's.
+    `loss(outputs, targets)` is the task's. Where a score that masks move by later asks for more, it is one of `others`.
 
     >>> Evidence(abs, nn.functional.cross_entropy).from_data
     False
     """
 
-    def __init__(self, score: Score, loss: Loss) -> None:
+    def __init__(self, score: Score, loss: Loss, others: Sequence[Score] = ()) -> None:
         super().__init__()
-        self.asked = asked(score)
-        self.name = getattr(score, "__name__", repr(score))
+        self.asked = frozenset[str]().union(*map(asked, (score, *others)))
+        self.name = ", ".join(getattr(one, "__name__", repr(one)) for one in (score, *others))
         self._loss = loss
         #: Whether masks moved by movement before there was any.
         self.blind = False
@@ -98,7 +121,7 @@ class Evidence(nn.Module):
     @property
     def from_data(self) -> bool:
         """Whether it needs batches."""
-        return bool(self.asked & {*_SLOPES, "features"})
+        return bool(self.asked & _FROM_DATA)
 
     def attach(self, pattern: Pattern) -> None:
         """See that `pattern` can give what is asked for, and make room for what is added up.
@@ -117,7 +140,7 @@ class Evidence(nn.Module):
         if "features" in self.asked and isinstance(pattern, OfChannels):
             pattern.readers()
         if "movement" in self.asked:
-            self._followed = _layers(pattern)
+            self._followed = layers_of(pattern)
             for place, layer in enumerate(self._followed):
                 self.register_buffer(f"movement{place}", torch.zeros_like(stack(layer).original))
 
@@ -140,48 +163,42 @@ class Evidence(nn.Module):
         """Let go of the batches."""
         self._shown = []
 
-    def gather(self, model: nn.Module, pattern: Pattern, seed: int) -> dict[str, dict[str, Tensor]]:
-        """Each kind of evidence that is asked for, by the names of `pattern`."""
+    def gather(
+        self, model: nn.Module, pattern: Pattern, seed: int, kinds: frozenset[str] | None = None
+    ) -> dict[str, dict[str, Tensor]]:
+        """Each kind of evidence that is asked for, or those `kinds` of it, by the names of `pattern`."""
         found: dict[str, dict[str, Tensor]] = {}
-        if self.from_data and not self._shown:
+        kinds = self.asked if kinds is None else kinds
+        from_data = bool(kinds & _FROM_DATA)
+        if from_data and not self._shown:
             raise ValueError(
                 f"Prune: the score {self.name!r} needs data and has seen none; call prepare with at least one batch"
             )
-        if self.from_data:
+        if from_data:
             with _undisturbed(model):
-                found |= self._looked(model, pattern, torch.Generator().manual_seed(seed))
-        if "movement" in self.asked:
+                found |= self._looked(model, pattern, kinds, torch.Generator().manual_seed(seed))
+        if "movement" in kinds:
             moved = {layer: self.get_buffer(f"movement{place}") for place, layer in enumerate(self._followed)}
             self.blind = self.blind or not any(bool(values.any()) for values in moved.values())
             found["movement"] = pattern.view(moved.__getitem__)
-        if "norm" in self.asked and isinstance(pattern, OfChannels):
+        if "norm" in kinds and isinstance(pattern, OfChannels):
             found["norm"] = pattern.norms()
         return found
 
-    def _looked(self, model: nn.Module, pattern: Pattern, generator: torch.Generator) -> dict[str, dict[str, Tensor]]:
+    def _looked(
+        self, model: nn.Module, pattern: Pattern, kinds: frozenset[str], generator: torch.Generator
+    ) -> dict[str, dict[str, Tensor]]:
         """What the batches show."""
         found = {}
-        kinds = [kind for kind in _SLOPES if kind in self.asked]
-        if kinds:
-            layers = _layers(pattern)
-            slopes = _slopes(_TaskLoss(model, layers, self._loss), kinds, self._shown, generator)
+        wanted = [kind for kind in _SLOPES if kind in kinds]
+        if wanted:
+            layers = layers_of(pattern)
+            slopes = _slopes(_TaskLoss(model, layers, self._loss), wanted, self._shown, generator)
             for kind, values in slopes.items():
                 found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
-        if "features" in self.asked and isinstance(pattern, OfChannels):
+        if "features" in kinds and isinstance(pattern, OfChannels):
             found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
         return found
-
-
-def _layers(pattern: Pattern) -> list[Any]:
-    """The layers whose weights make up the units."""
-    found: dict[nn.Module, None] = {}
-
-    def read(layer: nn.Module) -> Tensor:
-        found[layer] = None
-        return masked_weight(layer)
-
-    pattern.view(read)
-    return list(found)
 
 
 @contextmanager

@@ -17,7 +17,9 @@ from lightning_compress.core.rng import rng_state, set_rng_state
 from lightning_compress.core.schedule import Schedule
 from lightning_compress.core.task import named_loss
 from lightning_compress.prune import allocate, amount, blocks, budget, channels, patterns, scores
-from lightning_compress.prune.evidence import Evidence, mean_of_ranks
+from lightning_compress.prune.dynamics import Dynamics, Site, masks_in
+from lightning_compress.prune.evidence import Evidence, asked, mean_of_ranks, scored
+from lightning_compress.prune.penalty import Penalty
 
 _PATTERNS: dict[str, Callable[..., patterns.Pattern]] = {
     "unstructured": patterns.unstructured,
@@ -38,7 +40,7 @@ _ALLOCATIONS: dict[str, Callable[..., Any]] = {
 
 @final
 class Prune(Method):
-    """Removes the lowest-scored weights or channels along a schedule, and never gives one back.
+    """Removes the lowest-scored weights or channels along a schedule, and by itself never gives one back.
 
     The axes are independent. `pattern` says what goes together: "unstructured" (single weights), "row" (all of one
     output), "4x1" (blocks of so many rows and columns of the weight as a matrix), "2:4" (2 of every 4 inputs stay),
@@ -57,6 +59,9 @@ class Prune(Method):
 
     A score that looks at data takes the gradients of `loss(outputs, targets)` on `batches` of the training data before
     the first step, and on the step's own batch after it.
+
+    `dynamics` changes what happens around a move: `Rewind` and `Soft` of `prune/dynamics.py`, `Regrow` of
+    `prune/regrow.py`. `penalty`, one of `prune/penalty.py`, presses units towards zero before they go.
 
     Raises:
         ValueError: none or several of the amounts, a value out of range, an axis that does not fit another, a budget
@@ -88,6 +93,8 @@ class Prune(Method):
         exclude: Sequence[str] = (),
         batches: int = 1,
         loss: str | Callable[..., Any] = "cross_entropy",
+        dynamics: Dynamics | None = None,
+        penalty: Penalty | None = None,
     ) -> None:
         super().__init__()
         if every < 1 or round_to < 1 or batches < 1:
@@ -108,7 +115,10 @@ class Prune(Method):
             raise ValueError(f"Prune: {decided} decides how much goes where; leave out allocation={allocation!r}")
         self.score = lookup.function(score, scores)
         self.allocation = own or lookup.among(allocation or "uniform", _ALLOCATIONS, owner="Prune: allocation")
-        self.evidence = Evidence(self.score, named_loss(loss, owner="Prune: loss"))
+        dynamics = Dynamics() if dynamics is None else dynamics
+        self.dynamics = lookup.instance(dynamics, Dynamics, owner="Prune: dynamics")
+        self.penalty = None if penalty is None else lookup.instance(penalty, Penalty, owner="Prune: penalty")
+        self.evidence = Evidence(self.score, named_loss(loss, owner="Prune: loss"), self.dynamics.scores)
         self._calls = 0
         self._applied = [0.0] * len(self.amounts)
         self._asked = False
@@ -151,10 +161,15 @@ class Prune(Method):
         """Put masks that keep everything on the selected layers."""
         kinds = channels.KINDS if self.pattern in _REMOVED else select.WEIGHTED
         layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude, kinds=kinds)
+        earlier = {mask for _, mask in masks_in(model)}
         self._pattern = self._make(model, example, layers)
+        own = [(steps, mask) for steps, mask in masks_in(model) if mask not in earlier]
+        self.dynamics.attach(Site(model, self._pattern, self.pattern, list(self.amounts.values()), own))
         self.evidence.attach(self._pattern)
         if self.by in amount.BUDGETS:
             self._budget = budget.Budget(self.by, model, example, self._pattern, self._price)
+        if self.penalty is not None:
+            self.penalty.attach(self._pattern)
         sizes = {name: kept.numel() for name, kept in self._pattern.keep().items()}
         if self.by_layer:
             place = {key: number for number, key in enumerate(self.amounts)}
@@ -174,25 +189,16 @@ class Prune(Method):
         if self.evidence.asked:
             return {name: torch.zeros(kept.shape) for name, kept in self._pattern.keep().items()}
         state = rng_state()
-        found = self._ranked({})
+        found = allocate.least_where_gone(scored(self.score, self._pattern.view(), {}), self._pattern.keep())
         set_rng_state(state)
         return found
 
-    def _ranked(self, evidence: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Score of each unit, -inf where it is gone, so that it is never preferred to one that is not."""
+    def _rank(self, model: nn.Module, score: Callable[..., Any]) -> dict[str, Tensor]:
+        """What `score` says of each unit, alike on all ranks."""
         assert self._pattern is not None, "attach comes first"
-        found, weights = {}, self._pattern.view()
-        for name, kept in self._pattern.keep().items():
-            score = self.score(weights[name], **{kind: values[name] for kind, values in evidence.items()}).float()
-            if score.shape != kept.shape or bool(score.sum().isnan()):
-                raise ValueError(
-                    f"Prune: expected of score {self.evidence.name!r} one number for each of {len(kept)} units of "
-                    f"{name!r}; got {'NaN' if score.shape == kept.shape else f'the shape {tuple(score.shape)}'}"
-                )
-            # Nothing for what is kept, infinity for what is gone: on a CPU masked_fill takes ten times as long.
-            gone = kept.view(torch.uint8).float().reciprocal_().sub_(1.0)
-            found[name] = torch.sub(score, gone, out=gone)
-        return found
+        evidence = self.evidence.gather(model, self._pattern, self._calls, asked(score))
+        found = scored(score, self._pattern.view(), evidence)
+        return {name: mean_of_ranks(told.clone()) for name, told in found.items()}  # it may be a view of evidence
 
     def _wanted(self, progress: float) -> list[float]:
         return [schedule(progress) for schedule in self.amounts.values()]
@@ -221,32 +227,50 @@ class Prune(Method):
                 self.evidence.show(inputs, targets)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """No term; the step's batch is kept until the masks have moved, if the score looks at data."""
+        """The penalty's term; the step's batch is kept until the masks have moved, if a score looks at data."""
         self.evidence.show(step.inputs, step.targets)
-        return {}
+        assert self._pattern is not None, "attach comes first"
+        return {} if self.penalty is None else self.penalty.loss(self._pattern, step.progress)
 
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
         """Move the masks when it is time."""
+        assert self._pattern is not None, "attach comes first"
         self._calls += 1
         self.evidence.step()
+        self.dynamics.watch(progress)
+        if self.penalty is not None and progress > 0:
+            self.penalty.update(self._pattern, progress)
         wanted = self._wanted(progress)
-        arrived = wanted == self._wanted(1.0)
-        moves = wanted != self._applied and (arrived or self._calls % self.every == 0)
-        if moves:
-            assert self._pattern is not None, "attach comes first"
-            ranked = self._ranked(self.evidence.gather(model, self._pattern, self._calls))
-            keep = self._chosen({name: mean_of_ranks(score) for name, score in ranked.items()}, progress)
-            self._pattern.apply(keep)
+        arrived, tick = wanted == self._wanted(1.0), self._calls % self.every == 0
+        figures: dict[str, float] = {}
+        if self.dynamics.due(progress, wanted != self._applied and (arrived or tick), tick):
+            ranked = allocate.least_where_gone(self._rank(model, self.score), self._pattern.keep())
+            keep = self._chosen(ranked, progress)
+            self.dynamics.move(keep, progress)
             self._applied = wanted
             self._asked = self._asked or _removes(keep)
+            named = zip(self.amounts, wanted, strict=True)
+            figures = {f"prune/amount{key and '/' + key}": gone for key, gone in named}
+        elif tick:
+            figures = self.dynamics.stir(partial(self._rank, model), progress)
         self.evidence.forget()
-        if not moves:
-            return {}
-        return {f"prune/amount{key and '/' + key}": gone for key, gone in zip(self.amounts, wanted, strict=True)}
+        return figures
+
+    def renewed(self) -> list[nn.Parameter]:
+        """What the dynamics gave new values."""
+        return self.dynamics.renewed()
+
+    def revived(self) -> list[tuple[nn.Parameter, Tensor]]:
+        """What the dynamics let return."""
+        return self.dynamics.revived()
 
     def settled(self, progress: float) -> bool:
         """Whether the masks were told to remove something, or the schedule has arrived and they should have been."""
-        return max(self._applied) > 0 and (self._asked or self._applied == self._wanted(1.0))
+        return (
+            self.dynamics.settled(progress)
+            and max(self._applied) > 0
+            and (self._asked or self._applied == self._wanted(1.0))
+        )
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """All masks still full though the schedule asks for zeros, or moved by a movement that had not begun."""
@@ -254,7 +278,7 @@ class Prune(Method):
         if self.evidence.blind:
             return "its score is movement and masks moved before a step: let its schedule begin later, as begin=0.1"
         if _removes(self._pattern.keep()):
-            return None
+            return self.dynamics.missing_effect()
         return f"its schedule asks for {self.by} {self._shown(progress)} and every mask still keeps everything"
 
     def finalize(self, compact: Compact, example: Any) -> Compact:

@@ -25,15 +25,20 @@ def stack(layer: nn.Module) -> Any:
     return stacks.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else stacks.weight
 
 
-@torch.no_grad()
-def masked_weight(layer: nn.Module) -> Tensor:
+def masked_latent(layer: nn.Module) -> Tensor:
     """The latent weight of a masked layer under all its masks, before quantizers and the like."""
     steps = stack(layer)
-    weight: Tensor = steps.original.detach()
+    weight: Tensor = steps.original
     for step in steps:
         if isinstance(step, Mask):
             weight = step(weight)
     return weight
+
+
+@torch.no_grad()
+def masked_weight(layer: nn.Module) -> Tensor:
+    """The same with no way back to what is trained."""
+    return masked_latent(layer).detach()
 
 
 class Pattern(Protocol):
@@ -56,11 +61,23 @@ class Pattern(Protocol):
         ...
 
 
+def layers_of(pattern: Pattern) -> list[Any]:
+    """The layers whose weights make up the units."""
+    found: dict[nn.Module, None] = {}
+
+    def read(layer: nn.Module) -> Tensor:
+        found[layer] = None
+        return masked_weight(layer)
+
+    pattern.view(read)
+    return list(found)
+
+
 @runtime_checkable
 class OfChannels(Protocol):
     """What a pattern of channels can show besides."""
 
-    def norms(self) -> dict[str, Tensor]:
+    def norms(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
         """The scales that batch norms have for each channel, [channels, norms]."""
         ...
 

@@ -72,6 +72,15 @@ def random(weight: Tensor) -> Tensor:
     return torch.rand(len(weight), device=weight.device)
 
 
+def gradient(weight: Tensor, gradient: Tensor) -> Tensor:
+    """L1 norm of the loss's gradient: what RigL gives back first (Evci 2020, arXiv 1911.11134).
+
+    >>> gradient(torch.ones(2, 2), torch.tensor([[-2.0, 1.0], [0.5, 0.0]]))
+    tensor([3.0000, 0.5000])
+    """
+    return magnitude(gradient)
+
+
 def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     """Size of what the loss would change by, entry by entry, to first order: |w g| (Lee 2019, arXiv 1810.02340).
 

@@ -15,14 +15,17 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lightning_compress.core.method import Compact, Method
-from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Steps, learning_rate
+from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.module import CompressionModule
+from lightning_compress.prune.dynamics import Rewind, Soft
 from lightning_compress.prune.method import Prune
+from lightning_compress.prune.penalty import GroupLasso
+from lightning_compress.prune.regrow import Regrow
 from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.quantize.mixed import BayesianBits
@@ -197,6 +200,15 @@ ROWS: dict[str, Case] = {
     "prune-channel-apoz": Case(
         lambda: [_channel(score="apoz"), _quantize()], channels=0.5, weight_bits=6, activation_bits=8
     ),
+    "prune-rewind": Case(
+        lambda: [Prune(Rounds(rate=0.3, rounds=2), every=1, dynamics=Rewind(to=0.1)), _quantize()],
+        sparsity=0.51,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "prune-regrow": Case(lambda: [Prune(0.6, score="random", every=4, dynamics=Regrow())], sparsity=0.6),
+    "prune-soft": Case(lambda: [Prune(0.6, every=4, dynamics=Soft(until=0.7))], sparsity=0.6),
+    "prune-channel-lasso": Case(lambda: [_channel(penalty=GroupLasso(Linear(last=0.01)))], channels=0.5),
     "share-layer": Case(lambda: [Share(clusters=12)], clusters=12),
     "share-global": Case(lambda: [Share(bits=3, scope="global", init="density", start=0.3)], clusters=8),
     "share-product": Case(lambda: [Share(clusters=6, length=3, init="kmeans++")], clusters=6, length=3),

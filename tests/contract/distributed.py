@@ -14,13 +14,15 @@ from torch.nn import functional as F
 
 from lightning_compress.callback import Compress
 from lightning_compress.core.method import Method, Stage
-from lightning_compress.core.schedule import Polynomial
+from lightning_compress.core.schedule import OneShot, Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.module import CompressionModule
+from lightning_compress.prune.dynamics import Rewind
 from lightning_compress.prune.method import Prune
+from lightning_compress.prune.regrow import Regrow
 from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
@@ -60,11 +62,12 @@ def learned(teacher: nn.Module) -> list[Method]:
 
 
 def other_forms(teacher: nn.Module) -> list[Method]:
-    """Layers in other forms, one of them fitted to what each rank sees first, under masks."""
+    """Layers in other forms, one of them fitted to what each rank sees first, under masks that regrow and rewind."""
     return [
         LowRank(rank=3, select="^9$"),
         Slim("grouped", select="^3$"),
-        Prune(Polynomial(last=0.5, end=0.5), every=2),
+        Prune(0.5, every=2, score="random", dynamics=Regrow(), select="^9"),
+        Prune(OneShot(last=0.5, at=0.5), every=1, dynamics=Rewind(0.2, shuffle=True), exclude=["^9"]),
         Distill(teacher, weight=0.5),
     ]
 

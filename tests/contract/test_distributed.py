@@ -57,6 +57,9 @@ def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
 
 def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
     first, second = (rank["state"] for rank in _ranks(folder, "forms"))
+    snapshots = [state["compressor.methods.4.dynamics._extra_state"]["snapshot"] for state in (first, second)]
+    assert "1.running_mean" in snapshots[0]
+    assert cases.differences(*snapshots) == []
     assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
     # The substitute is no. 3, behind its shuffle; the linear layer is two.
     latent = {key: tuple(value.shape) for key, value in first.items() if key.endswith("weight.original")}

@@ -10,6 +10,8 @@ from lightning_compress.core.schedule import (
     Linear,
     OneShot,
     Polynomial,
+    Repeat,
+    Rounds,
     Schedule,
     Steps,
     as_schedule,
@@ -127,3 +129,38 @@ def test_learning_rate_is_cosine_annealing_of_torch() -> None:
         assert ours.param_groups[0]["lr"] == pytest.approx(theirs.param_groups[0]["lr"], abs=1e-9)
         for one in (ours, theirs, a, b):
             one.step()
+
+
+@pytest.mark.parametrize(("first_at", "moments"), [(None, [0.25, 0.5, 0.75]), (0.4, [0.4, 0.6, 0.8])])
+def test_rounds_move_at_equal_distances(first_at: float | None, moments: list[float]) -> None:
+    rounds = Rounds(rate=0.2, rounds=3, first_at=first_at)
+    for number, moment in enumerate(moments):
+        assert rounds(moment - 0.01) == pytest.approx(1 - 0.8**number)
+        assert rounds(moment) == pytest.approx(1 - 0.8 ** (number + 1))
+    assert rounds(0.0) == 0.0
+    assert rounds(1.0) == pytest.approx(0.488)
+
+
+@pytest.mark.parametrize("rounds", [1, 2, 4, 5, 6, 12])
+def test_learning_rates_begin_anew_at_the_step_at_which_rounds_move(rounds: int) -> None:
+    removed, rate = Rounds(rate=0.5, rounds=rounds), Repeat(Linear(first=1.0, last=0.0), times=rounds + 1)
+    steps = 7 * (rounds + 1)
+    moves = [step for step in range(1, steps + 1) if removed(step / steps) != removed((step - 1) / steps)]
+    tops = [step for step in range(1, steps + 1) if rate(step / steps) > rate((step - 1) / steps)]
+    assert moves == tops == list(range(7, steps, 7))
+    assert [rate(step / steps) for step in (0, *moves)] == pytest.approx([1.0] * (rounds + 1), abs=1e-6)
+    assert rate(1.0) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda: Rounds(rate=1.0), "a rate between 0 and 1"),
+        (lambda: Rounds(rounds=0), "at least one round"),
+        (lambda: Rounds(first_at=1.0), "a share of the run, not an epoch"),
+        (lambda: Repeat(Constant(1.0), times=0), "times of at least 1, got 0"),
+    ],
+)
+def test_rounds_and_repeat_refuse(build: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build()

@@ -212,6 +212,8 @@ def test_sparsity_that_rounds_to_nothing_is_an_error() -> None:
         ({"threshold": 0.5, "allocation": "uniform"}, "threshold decides how much goes where"),
         ({"sparsity": {"fc": 0.5, "conv": 2.0}}, r"in \[0, 1\); got 2.0"),
         ({"sparsity": 0.5, "batches": 0}, "from 1 up"),
+        ({"sparsity": 0.5, "dynamics": "rewind"}, r"an object, as \{_target_: .*dynamics.Rewind\}; got 'rewind'"),
+        ({"sparsity": 0.5, "penalty": 0.1}, r"an object, as \{_target_: .*penalty.GroupLasso\}; got 0\.1"),
         ({"sparsity": 0.5, "loss": "crossentropy"}, "Prune: loss: no 'crossentropy' .*did you mean 'cross_entropy'"),
         ({"sparsity": 0.5, "every": 0}, "from 1 up"),
         ({"sparsity": 0.5, "round_to": 0}, "from 1 up"),
