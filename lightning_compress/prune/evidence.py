@@ -67,7 +67,7 @@ def scored(score: Score, weights: dict[str, Tensor], evidence: dict[str, dict[st
     """What `score` says of each unit of each name.
 
     Raises:
-        ValueError: not one number for each, or NaN.
+        ValueError: not one number for each, or NaN where the weights are none.
 
     >>> scored(lambda weight: weight.sum(1), {"a": torch.ones(2, 3)}, {})
     {'a': tensor([3., 3.])}
@@ -76,7 +76,7 @@ def scored(score: Score, weights: dict[str, Tensor], evidence: dict[str, dict[st
     for name, weight in weights.items():
         told = score(weight, **{kind: values[name] for kind, values in evidence.items()}).float()
         fits = told.shape == weight.shape[:1]
-        if not fits or bool(told.sum().isnan()):
+        if not fits or (bool(told.sum().isnan()) and not bool(weight.sum().isnan())):
             raise ValueError(
                 f"Prune: expected of score {getattr(score, '__name__', score)!r} one number for each of {len(weight)} "
                 f"units of {name!r}; got {'NaN' if fits else f'the shape {tuple(told.shape)}'}"

@@ -57,7 +57,7 @@ def test_model_and_methods_are_left_as_they_are(compressed: tuple[Path, Result, 
     before, after = _net().state_dict(), compressed[2].state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)
-    assert methods[0]._applied == 0.0
+    assert methods[0]._applied == [0.0]
 
 
 def test_load_gives_what_was_judged(compressed: tuple[Path, Result, nn.Module]) -> None:

@@ -73,9 +73,12 @@ def test_only_who_wants_a_teacher_is_given_one(configure: Any) -> None:
 
 
 def test_phases(configure: Any) -> None:
-    assert build.phases(configure()) == [{"methods": None, "epochs": 2}]
-    config = configure("prune=gradual", "phases=[{methods:[]},{methods:[prune],epochs:5}]")
-    assert build.phases(config) == [{"methods": [], "epochs": 2}, {"methods": ["prune"], "epochs": 5}]
+    assert build.phases(configure()) == [{"methods": None, "epochs": 2, "keep_optimizer": False}]
+    config = configure("prune=gradual", "phases=[{methods:[]},{methods:[prune],epochs:5,keep_optimizer:true}]")
+    assert build.phases(config) == [
+        {"methods": [], "epochs": 2, "keep_optimizer": False},
+        {"methods": ["prune"], "epochs": 5, "keep_optimizer": True},
+    ]
 
 
 class Pair(nn.Module):
