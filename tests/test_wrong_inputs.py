@@ -97,7 +97,10 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "decided elsewhere": (["trainer.max_epochs=3"], ["trainer.max_epochs", "set epochs instead"]),
     "experiment": (["experiment=mnist/lenet5_jont"], ["did you mean 'mnist/lenet5_joint'?"]),
     "function name": (["prune=gradual", "methods.prune.score=magnitud"], ["did you mean 'magnitude'?"]),
-    "group without an option": (["scheduler=null"], ["scheduler must be one of constant, cosine, rounds, steps; got 'null'"]),
+    "group without an option": (
+        ["scheduler=null"],
+        ["scheduler must be one of constant, cosine, rounds, steps; got 'null'"],
+    ),
     "no value": (["data=images"], ["data.source needs a value"]),
     "runtime": (["measure.runtimes=[onnxruntim]"], ["measure.runtimes: no runtime", "did you mean 'onnxruntime'?"]),
     "runtime of models": (
