@@ -102,7 +102,7 @@ def figure(scan: Mapping[str, Any], axis: str) -> go.Figure:
     made.update_xaxes(title=TITLES[axis][0], gridcolor="#e8ecf0", zeroline=False)
     if axis in _FALLING:
         made.update_xaxes(autorange="reversed")
-    made.update_yaxes(title="validation accuracy", tickformat=".0%", gridcolor="#e8ecf0", zeroline=False)
+    made.update_yaxes(title="validation accuracy", tickformat=".3~%", gridcolor="#e8ecf0", zeroline=False)
     return made.update_layout(
         template="none",
         font={"family": "system-ui, sans-serif", "size": 13, "color": "#1f2933"},
