@@ -15,7 +15,7 @@ LEFT = {
     **{"gradual": 0.2, "lamp": 0.1, "snip": 0.1, "movement": 0.2, "two_four": 0.5, "channel": 0.27},
     **{"lottery": 0.8**5, "rigl": 0.2},
 }
-REMOVED = ("channel", "channel_taylor", "slimming", "soft")
+REMOVED = ("channel", "channel_macs", "channel_taylor", "slimming", "soft")
 
 
 @pytest.mark.parametrize(
