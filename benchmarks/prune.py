@@ -168,8 +168,8 @@ def main() -> None:
     parser.add_argument("dense", type=Path, help="folder of the dense run")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.35, 0.5, 0.65])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     config = Result.load(asked.dense).config
@@ -190,6 +190,7 @@ def main() -> None:
         start = peers(dense, data.example, row["ratio"])
         for side in (peer, ours):
             side["accuracy"] = []
+            print(f"ratio {row['ratio']}: {side['latency_ratio']:.3f} of dense, widths {side['widths']}", flush=True)
         for seed in asked.seeds:
             peer["accuracy"].append(right(train(start, [], data, seed, asked.epochs, asked.lr)))
             methods = [prune(ours["shares"])]
