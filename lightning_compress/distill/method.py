@@ -1,6 +1,6 @@
 """`Distill`: learning from a teacher's outputs beside the labels."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ class Distill(Method):
 
     `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
     name, or a dotted path. With `cache` the teacher sees each training sample once, or never if its `outputs` for all
-    of them are given, [samples, classes]; with `compile_teacher` it runs compiled.
+    of them are given, [samples, classes] for each random view; with `compile_teacher` it runs compiled.
 
     Raises:
         ValueError: a temperature that is not positive, or a weight outside [0, 1].
@@ -37,7 +37,7 @@ class Distill(Method):
         weight: float | Schedule = 0.9,
         loss: str | Callable[..., Tensor] = "kl",
         cache: bool = False,
-        outputs: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
         compile_teacher: bool = False,
     ) -> None:
         super().__init__()
