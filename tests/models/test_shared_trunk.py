@@ -1,4 +1,5 @@
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def test_the_trunk_is_the_network_without_its_classifier(name: str) -> None:
 
 
 def test_networks_side_by_side_are_what_they_are_alone() -> None:
-    nets = {"digit": functools.partial(SmallConv, width=0.25), "parity": SmallConv}
+    nets: dict[str, Callable[..., nn.Module]] = {"digit": functools.partial(SmallConv, width=0.25), "parity": SmallConv}
     net, inputs = side_by_side(nets, HEADS, image_size=8).eval(), torch.randn(3, 1, 8, 8)
     for head, outputs in net(inputs).items():
         alone = nets[head](num_classes=HEADS[head])
