@@ -1,13 +1,14 @@
 """What the model is trained for: a loss and the metrics that judge it, behind one small object."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import partial, reduce
 from typing import Any, final
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lightning_compress.core import lookup
@@ -28,24 +29,75 @@ class Task:
     maximize: bool = False
 
 
-def _accuracy(num_classes: int) -> MetricCollection:
-    return MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
+@final
+class _Accuracy(Metric):
+    """Share of right answers of some heads together; `places` are their columns of the targets."""
+
+    right: Tensor
+    given: Tensor
+
+    def __init__(self, places: Mapping[str, int]) -> None:
+        super().__init__()
+        self.places = dict(places)
+        self.add_state("right", torch.tensor(0), dist_reduce_fx="sum")
+        self.add_state("given", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs: Mapping[str, Tensor], targets: Tensor) -> None:
+        """Count a batch."""
+        for head, place in self.places.items():
+            self.right += (outputs[head].argmax(-1) == targets[:, place]).sum()
+            self.given += len(targets)
+
+    def compute(self) -> Tensor:
+        """The share so far."""
+        return self.right / self.given
 
 
-def classification(num_classes: int, label_smoothing: float = 0.0) -> Task:
+def _accuracy(num_classes: int | Mapping[str, int]) -> MetricCollection:
+    if not isinstance(num_classes, Mapping):
+        return MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
+    places = {head: place for place, head in enumerate(sorted(num_classes))}
+    alone = {f"accuracy/{head}": _Accuracy({head: place}) for head, place in places.items()}
+    # Without groups: of metrics that agree on the first batch, torchmetrics would update one alone from then on.
+    return MetricCollection({"accuracy": _Accuracy(places), **alone}, compute_groups=False)
+
+
+def cross_entropy(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
+    """Cross entropy, mean over the batch; of several heads the sum of theirs.
+
+    `outputs` are logits [batch, classes] for `targets` int64 [batch], or such logits by head for `targets` [batch,
+    heads], whose columns are in the order of the heads' names.
+
+    >>> logits, targets = torch.randn(3, 4), torch.tensor([0, 3, 1])
+    >>> twice = cross_entropy({"a": logits, "b": logits}, torch.stack([targets, targets], dim=1))
+    >>> torch.equal(twice, 2 * cross_entropy(logits, targets))
+    True
+    """
+    if isinstance(outputs, Tensor):
+        return F.cross_entropy(outputs, targets, label_smoothing=label_smoothing)
+    terms = [
+        F.cross_entropy(own, right, label_smoothing=label_smoothing)
+        for (_, own), right in zip(sorted(outputs.items()), targets.unbind(1), strict=True)
+    ]
+    return reduce(torch.add, terms)
+
+
+def classification(num_classes: int | Mapping[str, int], label_smoothing: float = 0.0) -> Task:
     """Cross entropy and accuracy (share of samples, 0 to 1) over `num_classes` classes.
 
-    `outputs` are logits of shape [batch, num_classes], `targets` int64 of shape [batch].
+    `outputs` are logits of shape [batch, num_classes], `targets` int64 of shape [batch]. Of several heads, {"digit":
+    10, "parity": 2}, there are logits by name and `targets` [batch, heads] in the order of the names; the loss is the
+    sum of theirs, "accuracy" their mean, "accuracy/digit" one's own.
 
-    >>> import torch
     >>> task = classification(3)
     >>> float(task.loss(torch.zeros(2, 3), torch.tensor([0, 2]))) > 1.09
     True
     """
-    if num_classes < 2:
-        raise ValueError(f"classification needs num_classes >= 2, got {num_classes}")
+    for head, number in num_classes.items() if isinstance(num_classes, Mapping) else [("", num_classes)]:
+        if number < 2:
+            raise ValueError(f"classification needs num_classes >= 2, got {number}{f' for {head}' if head else ''}")
     return Task(
-        loss=partial(F.cross_entropy, label_smoothing=label_smoothing),
+        loss=partial(cross_entropy, label_smoothing=label_smoothing),
         metrics=partial(_accuracy, num_classes),
         objective="accuracy",
         maximize=True,
@@ -61,4 +113,4 @@ def named_loss(loss: str | Callable[..., Any], *, owner: str) -> Callable[..., T
     >>> named_loss("cross_entropy", owner="Example").__name__
     'cross_entropy'
     """
-    return lookup.among(loss, {"cross_entropy": F.cross_entropy}, owner=owner)
+    return lookup.among(loss, {"cross_entropy": cross_entropy}, owner=owner)

@@ -1,6 +1,6 @@
 """Scikit-learn's handwritten digits: real data that needs no download."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -33,6 +33,8 @@ class Digits(LabelledData):
         std: `auto`, or what to divide by.
         drop_last: leave out the train samples that do not fill a batch.
         channels_last: whether inputs are laid out channels last.
+        heads: several questions about each sample, such as {digit: null, parity: [0, 1, 0, ...]}: by name, each
+            class's label there, or None for the class itself. Targets are then [B, heads].
 
     >>> data = Digits()
     >>> data.num_classes, data.num_train, list(data.example.shape)
@@ -54,6 +56,7 @@ class Digits(LabelledData):
         std: Statistic = "auto",
         drop_last: bool = False,
         channels_last: bool = False,
+        heads: Mapping[str, Sequence[int] | None] | None = None,
     ) -> None:
         super().__init__(
             Batching(
@@ -66,6 +69,7 @@ class Digits(LabelledData):
                 std=std,
                 drop_last=drop_last,
                 channels_last=channels_last,
+                heads=heads or {},
             )
         )
         self._fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}

@@ -1,8 +1,8 @@
 """What every labelled data set offers a trainer; a subclass only says how to read its parts."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import final
 
 import pytorch_lightning as pl
@@ -27,7 +27,9 @@ class Batching:
 
     `batch_size` and `eval_batch_size` count samples per rank; `seed` fixes order and transforms of the train
     part; `workers` counts the processes that read parts which are not in memory. With `views` the transforms are drawn
-    that many times for each sample instead of in every epoch, so that a teacher's outputs can be kept.
+    that many times for each sample instead of in every epoch, so that a teacher's outputs can be kept. `heads` are
+    several questions about each sample, by name: for each class of the data its label there, or None where the class
+    itself is the label.
 
     Raises:
         ValueError: `views` below 1, or without transforms.
@@ -46,6 +48,7 @@ class Batching:
     drop_last: bool = False
     channels_last: bool = False
     workers: int = 0
+    heads: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.views is not None and (self.views < 1 or not self.augment):
@@ -122,9 +125,29 @@ class LabelledData(pl.LightningDataModule, ABC):
         return self.train_part.names
 
     @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return len(self.labels)
+    def num_classes(self) -> int | dict[str, int]:
+        """Number of classes, by head where there are heads."""
+        tables = self._tables
+        return {head: int(table.max()) + 1 for head, table in tables.items()} if tables else len(self.labels)
+
+    @property
+    def _tables(self) -> dict[str, Tensor]:
+        """The label of every class, int64, by head, in the order of the heads' names.
+
+        Raises:
+            ValueError: a head does not give every class one label, counted from 0 up.
+        """
+        own, tables = torch.arange(len(self.labels)), {}
+        for head, given in sorted(self._batching.heads.items()):
+            table = own if given is None else torch.tensor(given)
+            whole = table.shape == own.shape and not table.is_floating_point()
+            if not whole or sorted(set(table.tolist())) != list(range(int(table.max()) + 1)):
+                raise ValueError(
+                    f"heads.{head} must give each of the {len(own)} classes a label, counted from 0 up with none left "
+                    f"out, or be null where the class itself is the label; got {given}"
+                )
+            tables[head] = table
+        return tables
 
     @property
     def num_train(self) -> int:
@@ -173,7 +196,9 @@ class LabelledData(pl.LightningDataModule, ABC):
         return self._loader(self.test_part, train=False)
 
     def _loader(self, part: Part, *, train: bool) -> Loader:
-        batching = self._batching
+        batching, tables = self._batching, self._tables
+        if tables:
+            part = part.labelled(torch.stack([table[part.labels] for table in tables.values()], dim=1))
         order = BatchOrder(
             len(part.labels),
             batching.batch_size if train else batching.eval_batch_size,

@@ -1,6 +1,6 @@
 """One part (train, validation or test) of a labelled data set."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, Self, final
 
 from torch import Tensor
@@ -22,6 +22,9 @@ class Part(Protocol):
 
     def subset(self, index: Tensor) -> Self:
         """The part that holds only the positions `index`, in that order."""
+
+    def labelled(self, labels: Tensor) -> Self:
+        """The same samples with other labels, int64 `[N]` or `[N, heads]`."""
 
 
 @final
@@ -46,3 +49,7 @@ class Samples:
     def subset(self, index: Tensor) -> "Samples":
         """A copy that holds only the positions `index`, in that order."""
         return Samples(self.fetch(index), self.labels.index_select(0, index), self.names)
+
+    def labelled(self, labels: Tensor) -> "Samples":
+        """The same samples with other labels, int64 `[N]` or `[N, heads]`."""
+        return replace(self, labels=labels)

@@ -68,6 +68,10 @@ class Rows:
         """The part that holds only the positions `index`, in that order."""
         return replace(self, positions=self.positions[index], labels=self.labels[index])
 
+    def labelled(self, labels: Tensor) -> "Rows":
+        """The same samples with other labels, int64 `[N]` or `[N, heads]`."""
+        return replace(self, labels=labels)
+
     def _cells(self, rows: list[int]) -> Iterable[Any]:
         cells: Iterable[Any] = self.table[rows][self.table.column_names[0]]
         return cells

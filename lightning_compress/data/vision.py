@@ -1,6 +1,6 @@
 """Image classification from a folder or the public hub."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 import torch
@@ -38,6 +38,8 @@ class ImageData(LabelledData):
         std: `auto`, or what to divide by.
         drop_last: leave out the train samples that do not fill a batch.
         channels_last: whether inputs are laid out channels last.
+        heads: several questions about each sample, such as {digit: null, parity: [0, 1, 0, ...]}: by name, each
+            class's label there, or None for the class itself. Targets are then [B, heads].
         cache_dir: folder for decoded images, so that many runs decode once.
         resident: whether the images are held in memory and on the device. If not, they are decoded again each
             epoch, and `auto` statistics cost one more pass.
@@ -71,6 +73,7 @@ class ImageData(LabelledData):
         std: Statistic = "auto",
         drop_last: bool = False,
         channels_last: bool = False,
+        heads: Mapping[str, Sequence[int] | None] | None = None,
         cache_dir: str | None = None,
         resident: bool = True,
         workers: int = 2,
@@ -86,6 +89,7 @@ class ImageData(LabelledData):
                 std=std,
                 drop_last=drop_last,
                 channels_last=channels_last,
+                heads=heads or {},
                 workers=workers,
             )
         )

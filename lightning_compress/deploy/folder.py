@@ -143,8 +143,11 @@ def _inputs(pixels: Tensor, facts: Mapping[str, Any]) -> Tensor:
 
 @torch.no_grad()
 def _outputs(model: nn.Module, inputs: Tensor) -> NDArray[Any]:
-    outputs: Tensor = model(inputs)
-    return outputs.numpy()
+    outputs = model(inputs)
+    if not isinstance(outputs, Tensor):
+        raise ValueError("a deploy folder is for one output, and this model has several heads: copy the run's files")
+    found: NDArray[Any] = outputs.numpy()
+    return found
 
 
 def _readme(result: Result, about: About) -> str:

@@ -1,8 +1,10 @@
 """`Distill`: learning from a teacher's outputs beside the labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import lookup
@@ -18,7 +20,9 @@ class Distill(Method):
 
     `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
     name, or a dotted path. With `cache` the teacher sees each training sample once, or never if its `outputs` for all
-    of them are given, [samples, classes] for each random view; with `compile_teacher` it runs compiled.
+    of them are given, [samples, classes] for each random view; with `compile_teacher` it runs compiled. Of outputs by
+    name, those of a model with several heads, each head learns from the teacher's of its name, and the terms are added
+    up.
 
     Raises:
         ValueError: a temperature that is not positive, or a weight outside [0, 1].
@@ -64,12 +68,16 @@ class Distill(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The distillation term."""
         soft = self.teacher(step.inputs, step.index, step.view)
-        if soft.shape != step.outputs.shape:
+        ours, theirs = _by_head(step.outputs), _by_head(soft)
+        shapes = [{name: tuple(head.shape) for name, head in heads.items()} for heads in (theirs, ours)]
+        if shapes[0] != shapes[1]:
+            got, own = (heads.get("", heads) for heads in shapes)
             raise ValueError(
-                f"Distill: teacher and student must put out the same shape, got {tuple(soft.shape)} and "
-                f"{tuple(step.outputs.shape)}; were they built for different class counts?"
+                f"Distill: teacher and student must put out the same shape, got {got} and {own}; "
+                "were they built for different class counts?"
             )
-        term = self.function(step.outputs, soft, self.temperature(step.progress))
+        temperature = self.temperature(step.progress)
+        term = reduce(torch.add, [self.function(own, theirs[name], temperature) for name, own in ours.items()])
         self._last = (term.detach(), term.requires_grad)
         return {"distill": self.weight(step.progress) * term}
 
@@ -86,3 +94,7 @@ class Distill(Method):
         if float(value) == 0.0:
             return "its loss is exactly zero: is the teacher the student itself, or are the outputs constant?"
         return None
+
+
+def _by_head(outputs: Any) -> dict[str, Tensor]:
+    return dict(outputs) if isinstance(outputs, Mapping) else {"": outputs}

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +30,8 @@ class Teacher:
     from 1, or a single one if no random transform touches the samples. With `compile` it runs compiled.
 
     Raises:
-        ValueError: `cache` is on and a batch was changed at random; `outputs` without `cache`.
+        ValueError: `cache` is on and a batch was changed at random, or the teacher has several outputs; `outputs`
+            without `cache`.
 
     >>> teacher = Teacher(nn.Linear(2, 3), cache=True)
     >>> teacher(torch.ones(1, 2), torch.tensor([0]), torch.tensor([0])).shape
@@ -43,7 +44,7 @@ class Teacher:
         if outputs and not cache:
             raise ValueError("Distill: outputs are what cache=true keeps; write cache=true, or leave outputs away")
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self._call: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
+        self._call: Callable[..., Any] = torch.compile(self.model) if compile else self.model
         self.hash = fingerprint(model)
         self.cache = cache
         self._outputs = list(outputs)
@@ -51,7 +52,7 @@ class Teacher:
         self._device: torch.device | None = None
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Tensor:
+    def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Any:
         """The teacher's outputs for a batch."""
         if self._device != inputs.device:
             self._move(inputs.device)
@@ -99,6 +100,8 @@ class _Kept:
         new = ~self._known[index]
         if bool(new.any()):
             outputs = self._model(inputs[new])
+            if not isinstance(outputs, Tensor):
+                raise ValueError("Distill: cache=true keeps one output, and the teacher has several: write cache=false")
             if len(self._outputs) < len(self._known):
                 self._outputs = _grown(self._outputs, outputs.new_zeros(len(self._known), *outputs.shape[1:]))
             self._outputs[index[new]] = outputs.to(self._outputs.dtype)

@@ -9,13 +9,13 @@ from typing import Any, Literal, final
 
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core.method import Compact
 from lightning_compress.export import latency, onnx, openvino, pytorch, runtime, verify
 from lightning_compress.export.latency import Latency
 
-Session = Callable[[NDArray[Any]], NDArray[Any]]
+Session = Callable[[NDArray[Any]], Any]
 
 
 @final
@@ -32,12 +32,11 @@ class Deployable:
         return b"DequantizeLinear" in self.onnx.read_bytes()
 
     @torch.no_grad()
-    def expected(self, batch: NDArray[Any]) -> Tensor:
+    def expected(self, batch: NDArray[Any]) -> Any:
         """What the model puts out: by PyTorch, or by its ONNX operators one by one."""
         if self.compact is not None:
-            outputs: Tensor = self.compact.model(torch.from_numpy(batch))
-            return outputs
-        return torch.from_numpy(runtime.session(self.onnx, kernels="float")(batch))
+            return self.compact.model(torch.from_numpy(batch))
+        return tree_map(torch.from_numpy, runtime.session(self.onnx, kernels="float")(batch))
 
     def tolerance(self) -> float:
         """As `verify.tolerance`."""
@@ -222,11 +221,11 @@ def race(
 
 
 def _checked(
-    one: Runtime, model: Deployable, threads: int, batch: NDArray[Any], expected: Tensor, limit: float
+    one: Runtime, model: Deployable, threads: int, batch: NDArray[Any], expected: Any, limit: float
 ) -> tuple[Callable[[], object], float]:
     """The call to time, and how far its outputs are off."""
     session = one.open(model, threads)
-    gap = verify.distance(expected, torch.from_numpy(session(batch)))
+    gap = verify.distance(expected, session(batch))
     verify.check(gap, limit + one.slack)
     return partial(session, batch), gap["relative_error"]
 

@@ -3,7 +3,7 @@
 import functools
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -224,8 +224,8 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
-    `example` is one batch of float32 inputs; input and output are called "input" and "output", the free dimension
-    "batch".
+    `example` is one batch of float32 inputs; input and output are called "input" and "output", several outputs by
+    their names, the free dimension "batch".
 
     Raises:
         ValueError: an activation has more than 8 bits.
@@ -236,7 +236,7 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     ...     export(Compact(net, {}), torch.zeros(1, 2), Path(folder) / "model.onnx").name
     'model.onnx'
     """
-    deployed = integer.deployed(compact)
+    deployed, outputs = integer.deployed(compact), compact.model(example)
     shapes = None
     if dynamic_batch:
         # Tracing takes a batch of one for a constant.
@@ -251,7 +251,7 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
             opset_version=OPSET,
             dynamic_shapes=shapes,
             input_names=["input"],
-            output_names=["output"],
+            output_names=list(outputs) if isinstance(outputs, Mapping) else ["output"],
             custom_translation_table={
                 torch.ops.lightning_compress.dequantize.default: _emit_dequantize,
                 torch.ops.lightning_compress.round.default: _emit_round,

@@ -48,7 +48,7 @@ def why_not(precision: Precision) -> str | None:
 
 
 def session(model: Path | str, threads: int = 1, *, precision: Precision = "f32") -> Callable[[NDArray[Any]], Any]:
-    """Open an ONNX file with one input and one output; returns `inputs -> outputs`.
+    """Open an ONNX file with one input; returns `inputs -> outputs`, several of them as a dict by name.
 
     The model is compiled for one shape at a time, which is faster than for a free batch, when a batch of that shape is
     first seen. On CPUs without VNNI its kernels add pairs of uint8 x int8 products in int16, where weights of 8 bits
@@ -56,15 +56,18 @@ def session(model: Path | str, threads: int = 1, *, precision: Precision = "f32"
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: the model cannot be loaded or has not exactly one input and one output, or `threads` is below 1.
+        ValueError: the model cannot be loaded or has not exactly one input, or `threads` is below 1.
     """
     graph = _read(model, threads)
     opened: dict[tuple[int, ...], Any] = {}
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
+    def run(batch: NDArray[Any]) -> Any:
         if batch.shape not in opened:
             opened[batch.shape] = _compiled(graph, batch.shape, threads, precision).create_infer_request()
-        return np.asarray(opened[batch.shape].infer([batch], share_inputs=True)[0])
+        made = opened[batch.shape].infer([batch], share_inputs=True)
+        if len(graph.outputs) == 1:
+            return np.asarray(made[0])
+        return {value.any_name: np.asarray(made[place]) for place, value in enumerate(graph.outputs)}
 
     return run
 
@@ -102,9 +105,8 @@ def _read(model: Path | str, threads: int) -> Any:
         graph = _core().read_model(str(model))
     except RuntimeError as error:
         raise ValueError(f"OpenVINO cannot load {model}: expected a whole ONNX model; {error}") from error
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
-        inputs, outputs = ([value.any_name for value in values] for values in (graph.inputs, graph.outputs))
-        raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
+    if len(graph.inputs) != 1:
+        raise ValueError(f"expected an ONNX model with one input, got {[value.any_name for value in graph.inputs]}")
     return graph
 
 

@@ -12,6 +12,7 @@ import torch.ao.quantization.fx._decomposed  # registers torch.ops.quantized_dec
 from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch._inductor import config as inductor
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core import surgery
 from lightning_compress.core.fixed import FixedQuantizer
@@ -20,7 +21,7 @@ from lightning_compress.export import integer
 from lightning_compress.export.integer import Coded, Deployed, Rounded
 from lightning_compress.export.runtime import check_arguments
 
-Session = Callable[[NDArray[Any]], NDArray[Any]]
+Session = Callable[[NDArray[Any]], Any]
 
 _ops = torch.ops.quantized_decomposed
 name = f"torch {torch.__version__}"
@@ -59,9 +60,9 @@ def compiled(compact: Compact, threads: int = 1) -> Session:
         ValueError: `threads` is below 1; when it is called: it cannot be compiled.
     """
     model = _lowered(compact)
-    made: dict[torch.Size, Callable[[Tensor], Tensor]] = {}
+    made: dict[torch.Size, Callable[[Tensor], Any]] = {}
 
-    def call(inputs: Tensor) -> Tensor:
+    def call(inputs: Tensor) -> Any:
         if inputs.shape not in made:
             made[inputs.shape] = _compile(model, inputs)
         return made[inputs.shape](inputs)
@@ -69,13 +70,12 @@ def compiled(compact: Compact, threads: int = 1) -> Session:
     return _session(call, threads)
 
 
-def _session(call: Callable[[Tensor], Tensor], threads: int) -> Session:
+def _session(call: Callable[[Tensor], Any], threads: int) -> Session:
     check_arguments(b"", threads)
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
+    def run(batch: NDArray[Any]) -> Any:
         with _on(threads), torch.no_grad():
-            outputs: NDArray[Any] = call(torch.from_numpy(batch)).numpy()
-        return outputs
+            return tree_map(Tensor.numpy, call(torch.from_numpy(batch)))
 
     return run
 
@@ -90,7 +90,7 @@ def _on(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _compile(model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+def _compile(model: nn.Module, inputs: Tensor) -> Callable[[Tensor], Any]:
     """The model for inputs of this shape, compiled.
 
     It is exported first: torch.compile keeps a few variants of a function only, and models share the code of theirs.

@@ -27,8 +27,10 @@ def session(
     *,
     kernels: Kernels = "integer",
     provider: Provider = "CPUExecutionProvider",
-) -> Callable[[NDArray[Any]], NDArray[Any]]:
-    """Open an ONNX model, a file or its bytes, with one input and one output; returns `inputs -> outputs`.
+) -> Callable[[NDArray[Any]], Any]:
+    """Open an ONNX model, a file or its bytes, with one input; returns `inputs -> outputs`.
+
+    That is an array, or where there are several outputs, a dict of arrays by their names.
 
     All graph optimisations are on. Operators run one after the other on `threads` threads; with one thread nothing
     spins while it waits, so that a measurement does not disturb its neighbours.
@@ -39,7 +41,7 @@ def session(
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: the model cannot be loaded or has not exactly one input and one output, `threads` is below 1, or the
+        ValueError: the model cannot be loaded or has not exactly one input, `threads` is below 1, or the
             `provider` does not start.
 
     Example:
@@ -54,15 +56,16 @@ def session(
     opened = _open(model, threads, kernels, provider)
     inputs = [value.name for value in opened.get_inputs()]
     outputs = [value.name for value in opened.get_outputs()]
-    if len(inputs) != 1 or len(outputs) != 1:
-        raise ValueError(f"expected an ONNX model with one input and one output, got {inputs} -> {outputs}")
+    if len(inputs) != 1:
+        raise ValueError(f"expected an ONNX model with one input, got {inputs} -> {outputs}")
 
-    def run(batch: NDArray[Any]) -> NDArray[Any]:
+    def run(batch: NDArray[Any]) -> Any:
         try:
-            return np.asarray(opened.run(outputs, {inputs[0]: batch})[0])
+            made = opened.run(outputs, {inputs[0]: batch})
         except Exception as error:  # the errors of onnxruntime have no base class of their own
             why = " ".join(str(error).split())
             raise ValueError(f"{_name(model)} cannot be run on inputs of shape {batch.shape}: {why}") from error
+        return np.asarray(made[0]) if len(outputs) == 1 else dict(zip(outputs, map(np.asarray, made), strict=True))
 
     return run
 

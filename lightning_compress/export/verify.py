@@ -1,8 +1,9 @@
 """Whether an exported model computes what the PyTorch model computes, on real inputs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -15,28 +16,32 @@ class ExportMismatchError(RuntimeError):
 
 
 @torch.no_grad()
-def compare(model: nn.Module, session: Callable[[NDArray[Any]], NDArray[Any]], inputs: Tensor) -> dict[str, float]:
+def compare(model: nn.Module, session: Callable[[NDArray[Any]], Any], inputs: Tensor) -> dict[str, float]:
     """Distance between the outputs of `model` and of `session`, an exported copy, on the batch `inputs`.
 
     `max_error` and `mean_error` are absolute, `relative_error` is the mean error over the mean size of the outputs,
-    `agreement` the share of rows whose largest output is the same one.
+    `agreement` the share of rows whose largest output is the same one. Of several outputs by name these are the worst
+    of each, and `max_error/<name>` and so on are its own.
 
     >>> net = nn.Linear(2, 2)
     >>> compare(net, lambda x: net(torch.from_numpy(x)).numpy(), torch.ones(3, 2))["agreement"]
     1.0
     """
-    return distance(model(inputs), torch.from_numpy(session(inputs.numpy())))
+    return distance(model(inputs), session(inputs.numpy()))
 
 
-def distance(expected: Tensor, got: Tensor) -> dict[str, float]:
-    """How far outputs are off, as `compare` says it.
+def distance(expected: Tensor | Mapping[str, Tensor], got: Any) -> dict[str, float]:
+    """How far outputs, tensors or arrays, are off, as `compare` says it.
 
     Raises:
-        ExportMismatchError: they have not the shape of the expected ones.
+        ExportMismatchError: they have not the names or the shape of the expected ones.
 
     >>> distance(torch.tensor([[1.0, 3.0]]), torch.tensor([[1.0, 2.0]]))["relative_error"]
     0.25
     """
+    if isinstance(expected, Mapping):
+        return _by_name(expected, got)
+    got = torch.as_tensor(got)
     if got.shape != expected.shape:
         raise ExportMismatchError(f"expected outputs of shape {tuple(expected.shape)}, got {tuple(got.shape)}")
     error = (got - expected).abs()
@@ -46,6 +51,20 @@ def distance(expected: Tensor, got: Tensor) -> dict[str, float]:
         "relative_error": float(error.mean() / expected.abs().mean().clamp_min(torch.finfo().tiny)),
         "agreement": float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
     }
+
+
+def _by_name(expected: Mapping[str, Tensor], got: Any) -> dict[str, float]:
+    if len(expected) == 1 and not isinstance(got, Mapping):
+        got = dict.fromkeys(expected, got)  # a session does not say what its only output is called
+    if not isinstance(got, Mapping) or got.keys() != expected.keys():
+        names = ", ".join(got) if isinstance(got, Mapping) else "one without a name"
+        raise ExportMismatchError(f"expected outputs called {', '.join(expected)}, got {names}")
+    own = {name: distance(expected[name], got[name]) for name in expected}
+    worst = {
+        figure: float((np.min if figure == "agreement" else np.max)([each[figure] for each in own.values()]))
+        for figure in next(iter(own.values()))  # numpy's, as NaN has to come through
+    }
+    return worst | {f"{figure}/{name}": value for name, each in own.items() for figure, value in each.items()}
 
 
 def tolerance(model: nn.Module) -> float:

@@ -1,6 +1,6 @@
 """From a configuration to objects."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -22,15 +22,26 @@ def data(config: Config) -> Any:
 
 
 def facts(module: Any) -> dict[str, Any]:
-    """What a model must know of the data: `num_classes`, `in_channels` and `image_size`."""
+    """What a model must know of the data: `num_classes` (by head if it has heads), `in_channels` and `image_size`."""
     shape = module.example.shape
     return {"num_classes": module.num_classes, "in_channels": shape[1], "image_size": shape[-1]}
 
 
 def architecture(node: Config, module: Any, allow: Sequence[str] = ()) -> Config:
-    """The model's node with what the data decides filled in: enough to build it anywhere."""
+    """The model's node with what the data decides filled in: enough to build it anywhere.
+
+    Raises:
+        ConfigError: the data has heads, and the model says that it has one output.
+    """
     known = signature(node, allow)
-    return {**node, **{key: value for key, value in facts(module).items() if key in known and node.get(key) is None}}
+    filled = {key: value for key, value in facts(module).items() if key in known and node.get(key) is None}
+    heads = filled.get("num_classes")
+    if isinstance(heads, Mapping) and known["num_classes"].annotation is int:
+        raise ConfigError(
+            f"model {node['_target_']} has one output, and the data has the heads {', '.join(heads)}: "
+            "choose model=shared_trunk or model=side_by_side, or leave data.heads away"
+        )
+    return {**node, **filled}
 
 
 def model(node: Config, *, seed: int, weights: str | None = None, allow: Sequence[str] = ()) -> nn.Module:
@@ -47,7 +58,7 @@ def model(node: Config, *, seed: int, weights: str | None = None, allow: Sequenc
 
 @torch.no_grad()
 def check_fit(model: nn.Module, module: Any) -> None:
-    """See that the model takes the data's inputs and gives one row of logits for each.
+    """See that the model takes the data's inputs and gives one row of logits for each, by head if the data has heads.
 
     Raises:
         ConfigError: it does not.
@@ -60,14 +71,20 @@ def check_fit(model: nn.Module, module: Any) -> None:
         raise ConfigError(
             f"model {name} cannot take inputs of shape {shape}: {' '.join(str(error).split())}"
         ) from error
-    expected = (len(example), module.num_classes)
-    got = tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+    classes = module.num_classes
+    several = isinstance(classes, Mapping)
+    expected = {head: (len(example), own) for head, own in classes.items()} if several else (len(example), classes)
+    got = {head: _shape(own) for head, own in outputs.items()} if isinstance(outputs, Mapping) else _shape(outputs)
     if got != expected:
         raise ConfigError(f"model {name} must give logits of shape {expected} for {len(example)} inputs; got {got}")
 
 
+def _shape(outputs: Any) -> tuple[int, ...] | str:
+    return tuple(outputs.shape) if isinstance(outputs, torch.Tensor) else type(outputs).__name__
+
+
 def task(config: Config, module: Any) -> Task:
-    """Classification over the data's classes."""
+    """Classification over the data's classes, those of each head where it has heads."""
     return classification(facts(module)["num_classes"], config["label_smoothing"])
 
 
@@ -106,6 +123,10 @@ def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_i
 
     `stand_in` gives a network in the teacher's place. Raises what methods and `core/compressor.py` raise.
     """
+    if isinstance(module.num_classes, Mapping) and any(
+        (node or {}).get("cache") for node in config["methods"].values()
+    ):
+        raise ConfigError("of a teacher one output is kept, and data.heads asks for several: choose distill=kl")
     for phase in phases(config):
         Compressor(methods(config, phase["methods"], stand_in)).attach(make(), module.example)
 

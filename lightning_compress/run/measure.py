@@ -9,6 +9,7 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
 
 from lightning_compress.core import shrunk
 from lightning_compress.core.compressor import read_stored
@@ -61,7 +62,7 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -
         model.to(inputs.device)
         outputs = model(inputs)
         loss = float(task.loss(outputs, targets)) * len(targets)
-        for part, right, of_part in ranks.gathered((outputs.cpu(), targets.cpu(), loss)):
+        for part, right, of_part in ranks.gathered((tree_map(Tensor.cpu, outputs), targets.cpu(), loss)):
             metrics.update(part, right)
             total += of_part
             count += len(right)
@@ -82,7 +83,8 @@ def write_packed(
     packed.write(compact, path, architecture={"model": architecture, "input_shape": list(inputs.shape[1:])})
     again = packed.rebuild(packed.read(path), base)
     with torch.no_grad():
-        if not torch.equal(again(inputs), compact.model(inputs)):
+        pairs = zip(tree_leaves(again(inputs)), tree_leaves(compact.model(inputs)), strict=True)
+        if not all(torch.equal(ours, own) for ours, own in pairs):
             raise ValueError(f"{path} does not give back the model's outputs bit for bit")
 
 

@@ -13,6 +13,7 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
@@ -21,6 +22,7 @@ from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
+from lightning_compress.models.shared_trunk import SharedTrunk
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.dynamics import Rewind, Soft
 from lightning_compress.prune.method import Prune
@@ -36,6 +38,8 @@ from lightning_compress.slim.method import Slim
 from tests.prune.graphs import Layer
 
 EPOCHS, BATCHES = 4, 6
+#: What a network with several heads is asked of a digit.
+HEADS = {"digit": None, "parity": [0, 1] * 5}
 # What a checkpoint must reproduce to the last bit; the rest of it holds paths and Lightning's version.
 EXACT = ("state_dict", "optimizer_states", "lr_schedulers", "epochs_seen", "rng", "global_step")
 
@@ -91,11 +95,18 @@ def deep_net() -> nn.Module:
     )
 
 
+def shared() -> nn.Module:
+    """The convolutions of `conv_net` with two heads."""
+    net = conv_net()
+    assert isinstance(net, nn.Sequential)
+    return SharedTrunk(net[:-1], {"parity": nn.Linear(48, 2), "digit": nn.Linear(48, 10)})
+
+
 @functools.cache
-def _teacher() -> nn.Module:
+def _teacher(net: Callable[[], nn.Module] = conv_net) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(99)
-        return conv_net()
+        return net()
 
 
 def _prune(**options: Any) -> Prune:
@@ -308,6 +319,13 @@ ROWS: dict[str, Case] = {
         full_range=False,
         choices=(2, 4, 8),
     ),
+    "heads-channel-taylor-share-quantize-distill": Case(
+        lambda: [_channel(score="taylor"), _share(), _quantize(), Distill(_teacher(shared), weight=0.5)],
+        shared,
+        clusters=16,
+        weight_bits=6,
+        activation_bits=8,
+    ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
 }
@@ -357,9 +375,9 @@ def _source() -> Digits:
     return data
 
 
-def data() -> Digits:
+def data(heads: dict[str, Any] | None = None) -> Digits:
     """A fresh data module over digits that are read once."""
-    fresh = Digits(batch_size=32)
+    fresh = Digits(batch_size=32, heads=heads)
     fresh._parts, fresh._carved_test = _source()._parts, _source()._carved_test
     return fresh
 
@@ -367,9 +385,10 @@ def data() -> Digits:
 def module(case: Case, *, seed: int = 0, **options: Any) -> CompressionModule:
     """A new module; the global generators are seeded with `seed`."""
     pl.seed_everything(seed, verbose=False)
+    net = case.net()
     return CompressionModule(
-        case.net(),
-        classification(10),
+        net,
+        classification({"digit": 10, "parity": 2} if isinstance(net, SharedTrunk) else 10),
         case.build(),
         example=_source().example,
         optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
@@ -400,7 +419,8 @@ def fit(trainee: CompressionModule, used: pl.Trainer, resume: Path | None = None
     with warnings.catch_warnings():
         for advice in ("many workers", "is not empty", "LeafSpec", "dirpath has changed", "callbacks used to create"):
             warnings.filterwarnings("ignore", message=f".*{advice}.*")
-        used.fit(trainee, datamodule=data(), ckpt_path=resume, weights_only=True)
+        heads = HEADS if isinstance(trainee.model, SharedTrunk) else None
+        used.fit(trainee, datamodule=data(heads), ckpt_path=resume, weights_only=True)
     return trainee
 
 
@@ -455,8 +475,6 @@ def state(model: nn.Module) -> dict[str, Tensor]:
 
 
 def outputs(model: nn.Module) -> Tensor:
-    """What a model in eval mode puts out for `probe`."""
+    """What a model in eval mode puts out for `probe`, heads side by side."""
     with torch.no_grad():
-        found = model.eval()(probe())
-    assert isinstance(found, Tensor)
-    return found
+        return torch.cat(tree_leaves(model.eval()(probe())), dim=1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lightning_compress.core.task import classification
+from lightning_compress.core.task import classification, named_loss
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -30,3 +30,33 @@ def test_metrics_are_fresh_each_time() -> None:
 def test_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes >= 2, got 1"):
         classification(1)
+
+
+HEADS = {"parity": 2, "digit": 4}
+
+
+def test_heads_add_up_their_losses_whatever_the_order_of_the_outputs() -> None:
+    logits = {"parity": torch.randn(5, 2), "digit": torch.randn(5, 4)}
+    targets = torch.tensor([[3, 1], [0, 0], [2, 0], [1, 1], [3, 1]])  # digit, parity: as the names are ordered
+    expected = sum(
+        -torch.log_softmax(logits[head], 1)[torch.arange(5), targets[:, column]].mean()
+        for column, head in enumerate(["digit", "parity"])
+    )
+    torch.testing.assert_close(classification(HEADS).loss(logits, targets), expected)
+    torch.testing.assert_close(named_loss("cross_entropy", owner="A test")(logits, targets), expected)
+
+
+def test_accuracy_of_heads_is_their_mean_and_each_ones_own() -> None:
+    task = classification(HEADS)
+    metrics = task.metrics()
+    # Both right on all of the first batch: metrics that agree so far must not be taken for one.
+    metrics.update({"parity": torch.eye(2), "digit": torch.eye(4)[:2]}, torch.tensor([[0, 0], [1, 1]]))
+    metrics.update({"parity": torch.eye(2), "digit": torch.eye(4)[:2]}, torch.tensor([[3, 0], [3, 0]]))
+    found = {name: float(value) for name, value in metrics.compute().items()}
+    assert found == {"accuracy": 5 / 8, "accuracy/digit": 2 / 4, "accuracy/parity": 3 / 4}
+    assert (task.objective, task.maximize) == ("accuracy", True)
+
+
+def test_a_head_of_one_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_classes >= 2, got 1 for parity"):
+        classification({"digit": 10, "parity": 1})

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from sklearn.datasets import load_digits
 
@@ -31,3 +32,21 @@ def test_statistics_are_those_of_the_train_part() -> None:
     assert data.preprocessing["input_size"] == [1, 8, 8]
     assert data.preprocessing["pixel_scale"] == 1.0
     assert data.labels == [str(i) for i in range(10)]
+
+
+PARITY = [0, 1] * 5
+
+
+def test_heads_ask_several_things_of_each_sample() -> None:
+    plain, data = Digits(batch_size=50), Digits(batch_size=50, heads={"parity": PARITY, "digit": None})
+    assert data.num_classes == {"digit": 10, "parity": 2}
+    for before, batch in zip(plain.train_dataloader(), data.train_dataloader(), strict=True):
+        assert torch.equal(batch.inputs, before.inputs), "order and split are the same"
+        assert torch.equal(batch.targets, torch.stack([before.targets, before.targets % 2], dim=1))
+    assert next(iter(data.test_dataloader())).targets.shape == (359, 2)
+
+
+@pytest.mark.parametrize("labels", [[0, 1], [0, 2] * 5, [0.5] * 10, [-1, 0] * 5])
+def test_a_head_gives_each_class_a_label(labels: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"heads\.odd must give each of the 10 classes a label, counted from 0 up"):
+        _ = Digits(heads={"odd": labels}).num_classes  # type: ignore[dict-item]

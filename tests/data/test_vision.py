@@ -174,3 +174,12 @@ def test_real_sets(
     # published statistics of the whole train split; a tenth is missing here and CIFAR-10 may be a JPEG copy
     assert data.normalize.mean == pytest.approx(mean, abs=0.003)
     assert data.normalize.std == pytest.approx(std, abs=0.005)
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_heads_wherever_the_samples_live(resident: bool, parquet_folder: Path) -> None:
+    data = _data(parquet_folder, resident=resident, workers=0, heads={"animal": [0, 0], "kind": None})
+    assert data.num_classes == {"animal": 1, "kind": 2}
+    for batch in data.train_dataloader():
+        kind = data.train_part.labels[batch.index]
+        assert torch.equal(batch.targets, torch.stack([torch.zeros_like(kind), kind], dim=1))

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.distill.logits import kl
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.teacher import fingerprint
+from lightning_compress.models.shared_trunk import SharedTrunk
 
 
 def teacher(outputs: int = 3) -> nn.Module:
@@ -161,3 +163,20 @@ def test_given_outputs_go_to_the_teacher() -> None:
     method = Distill(teacher(), cache=True, outputs=[given], weight=1.0, temperature=2.0)
     term = method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=torch.tensor([7, 1])))["distill"]
     torch.testing.assert_close(term, kl(outputs, given[[7, 1]], 2.0))
+
+
+def test_each_head_learns_from_the_one_of_its_name() -> None:
+    def heads(*names: str) -> nn.Module:
+        torch.manual_seed(7)
+        return SharedTrunk(nn.Linear(4, 6), {name: nn.Linear(6, 3) for name in names})
+
+    outputs = {name: torch.randn(5, 3, requires_grad=True) for name in ("a", "b")}
+    step = replace(a_step(torch.zeros(5, 3)), outputs=outputs, index=torch.arange(5), view=torch.zeros(5))
+    soft = heads("b", "a")(step.inputs)
+    expected = 0.3 * (kl(outputs["a"], soft["a"], 4.0) + kl(outputs["b"], soft["b"], 4.0))
+    torch.testing.assert_close(Distill(heads("b", "a"), weight=0.3).loss(step), {"distill": expected})
+    for teacher in (heads("a", "c"), nn.Linear(4, 3)):
+        with pytest.raises(ValueError, match="must put out the same shape"):
+            Distill(teacher).loss(step)
+    with pytest.raises(ValueError, match="cache=true keeps one output, and the teacher has several"):
+        Distill(heads("a", "b"), cache=True).loss(step)

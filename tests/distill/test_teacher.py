@@ -26,7 +26,8 @@ DATA = torch.randn(50, 3, generator=torch.Generator().manual_seed(5))
 
 def call(teacher: Teacher, *index: int, view: int = 0) -> Tensor:
     place = torch.tensor(index)
-    return teacher(DATA[place], place, torch.full_like(place, view))
+    outputs: Tensor = teacher(DATA[place], place, torch.full_like(place, view))
+    return outputs
 
 
 def test_frozen_in_eval_mode_and_without_a_graph() -> None:

@@ -74,7 +74,7 @@ def test_corrupt_models_say_which(tmp_path: Path) -> None:
 
 
 def test_more_than_one_input_or_no_thread_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one input and one output, got \['x0', 'x1'\] -> \['y'\]"):
+    with pytest.raises(ValueError, match=r"one input, got \['x0', 'x1'\] -> \['y'\]"):
         runtime.session(tiny_model(num_inputs=2).SerializeToString())
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         runtime.session(tiny_model().SerializeToString(), threads=0)

@@ -5,7 +5,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from lightning_compress.core.fixed import FixedQuantizer
-from lightning_compress.export.verify import ExportMismatchError, check, compare, tolerance
+from lightning_compress.export.verify import ExportMismatchError, check, compare, distance, tolerance
 
 INPUTS = torch.tensor([[1.0, 2.0], [5.0, 3.0]])
 
@@ -14,8 +14,7 @@ def test_figures_are_those_worked_by_hand() -> None:
     def session(_: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.array([[1.0, 2.5], [5.0, 6.0]], np.float32)
 
-    distance = compare(nn.Identity(), session, INPUTS)
-    assert distance == pytest.approx(
+    assert compare(nn.Identity(), session, INPUTS) == pytest.approx(
         {"max_error": 3.0, "mean_error": 3.5 / 4, "relative_error": 3.5 / 11, "agreement": 0.5}
     )
 
@@ -65,3 +64,32 @@ def test_nan_outputs_do_not_pass() -> None:
     assert outputs.isfinite().all()
     with pytest.raises(ExportMismatchError):
         check(compare(model, session, INPUTS), 0.5)
+
+
+def test_of_several_outputs_the_worst_counts_and_each_is_told() -> None:
+    right = {"a": torch.tensor([[1.0, 3.0]]), "b": torch.tensor([[2.0, 4.0]])}
+    found = distance(right, {"b": np.array([[2.0, 1.0]], np.float32), "a": np.array([[1.0, 3.0]], np.float32)})
+    assert {name: found[name] for name in ("max_error", "relative_error", "agreement")} == {
+        "max_error": 3.0,
+        "relative_error": 0.5,
+        "agreement": 0.0,
+    }
+    assert (found["relative_error/a"], found["relative_error/b"]) == (0.0, 0.5)
+    assert (found["agreement/a"], found["agreement/b"]) == (1.0, 0.0)
+
+
+@pytest.mark.parametrize("bad", ["a", "b"])
+def test_nan_in_one_of_several_outputs_does_not_pass(bad: str) -> None:
+    right = {"a": INPUTS, "b": INPUTS}
+    with pytest.raises(ExportMismatchError):
+        check(distance(right, right | {bad: INPUTS * float("nan")}), 0.5)
+
+
+@pytest.mark.parametrize("got", [{"a": INPUTS}, {"a": INPUTS, "c": INPUTS}, INPUTS])
+def test_outputs_of_other_names_are_refused(got: object) -> None:
+    with pytest.raises(ExportMismatchError, match="expected outputs called a, b, got "):
+        distance({"a": INPUTS, "b": INPUTS}, got)
+
+
+def test_the_only_output_needs_no_name() -> None:
+    assert distance({"a": INPUTS}, INPUTS.numpy())["max_error/a"] == 0.0

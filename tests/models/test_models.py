@@ -26,12 +26,14 @@ IMAGES = {
 }
 EXTERNAL = {"timm", "huggingface"}
 REPEATED = {"resnet20", "resnet56", "resnet110"}
+# Of other files: test_shared_trunk.py.
+COMPOSED = {"shared_trunk", "side_by_side"}
 
 
 def settings(name: str) -> Mapping[str, object]:
     config = OmegaConf.to_container(OmegaConf.load(FOLDER / f"{name}.yaml"))
     assert isinstance(config, dict)
-    return {str(key): value for key, value in config.items()}
+    return {str(key): value for key, value in config.items() if key != "defaults"}
 
 
 def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
@@ -45,7 +47,7 @@ def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
 
 
 def test_every_file_is_in_the_table() -> None:
-    assert {path.stem for path in FILES} == IMAGES.keys() | EXTERNAL | REPEATED
+    assert {path.stem for path in FILES} == IMAGES.keys() | EXTERNAL | REPEATED | COMPOSED
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)

@@ -122,3 +122,33 @@ def test_factories(configure: Any) -> None:
     assert rates[0] == 0.5
     assert rates[5] == pytest.approx(0.25)
     assert build.factories({**configure(), "scheduler": None})[1] is None
+
+
+HEADS = {"digit": None, "parity": [0, 1] * 5}
+TRUNK = {"_target_": "lightning_compress.models.shared_trunk.shared_trunk", "trunk": {**SMALL, "_partial_": True}}
+
+
+def test_a_model_has_the_heads_that_the_data_asks_for() -> None:
+    data = Digits(heads=HEADS)
+    node = build.architecture(TRUNK, data)
+    assert node["num_classes"] == {"digit": 10, "parity": 2}
+    build.check_fit(build.model(node, seed=0), data)
+    with pytest.raises(
+        ConfigError, match=r"SmallConv has one output, and the data has the heads digit, parity: choose"
+    ):
+        build.architecture(SMALL, data)
+    with pytest.raises(
+        ConfigError, match=r"logits of shape \{'digit': \(2, 10\), 'parity': \(2, 2\)\} .*got \(2, 10\)"
+    ):
+        build.check_fit(SmallConv(width=0.25), data)
+    other = build.model({**node, "num_classes": {"digit": 10, "odd": 2}}, seed=0)
+    with pytest.raises(ConfigError, match=r"got \{'digit': \(2, 10\), 'odd': \(2, 2\)\}"):
+        build.check_fit(other, data)
+    with pytest.raises(ConfigError, match=r"logits of shape \(2, 10\)"):
+        build.check_fit(other, Digits())
+
+
+def test_several_heads_are_not_kept_of_a_teacher(configure: Any) -> None:
+    config = configure("distill=kl_cached", "model@teacher.model=shared_trunk")
+    with pytest.raises(ConfigError, match=r"data\.heads asks for several: choose distill=kl"):
+        build.rehearse(config, nn.Identity, Digits(heads=HEADS), nn.Identity)
