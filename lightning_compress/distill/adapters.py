@@ -1,0 +1,107 @@
+"""From the student's features to the teacher's width, and what a loss says of the features it takes."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, TypeVar, final
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+Loss = TypeVar("Loss", bound=Callable[..., Any])
+
+
+@final
+@dataclass(frozen=True)
+class Takes:
+    """What a loss on features takes: one layer's or `several` layers', and how the student's are brought to size.
+
+    `adapter`: "never", when any widths do; "always"; "norm", always and with batch norm; "fitting", where widths
+    differ, which holds for a loss that says nothing.
+    """
+
+    adapter: Literal["never", "always", "norm", "fitting"] = "fitting"
+    several: bool = False
+
+
+def takes(
+    *, adapter: Literal["never", "always", "norm", "fitting"] = "fitting", several: bool = False
+) -> Callable[[Loss], Loss]:
+    """Note on a loss what it takes.
+
+    >>> taken(takes(adapter="never")(lambda student, teacher: 0.0)).adapter
+    'never'
+    """
+
+    def note(loss: Loss) -> Loss:
+        loss.takes = Takes(adapter, several)  # type: ignore[attr-defined]
+        return loss
+
+    return note
+
+
+def taken(loss: Callable[..., Any]) -> Takes:
+    """What `loss`, a function or a partial one, takes."""
+    found: Takes = getattr(loss.func if isinstance(loss, partial) else loss, "takes", Takes())
+    return found
+
+
+def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both with the rows and columns of the smaller map: the larger one is averaged. What is no map stays.
+
+    >>> import torch
+    >>> one, other = same_size(torch.ones(1, 3, 8, 8), torch.ones(1, 5, 4, 4))
+    >>> one.shape, other.shape
+    (torch.Size([1, 3, 4, 4]), torch.Size([1, 5, 4, 4]))
+    """
+    if student.dim() != 4 or student.shape[2:] == teacher.shape[2:]:
+        return student, teacher
+    rows, columns = (min(sizes) for sizes in zip(student.shape[2:], teacher.shape[2:], strict=True))
+    one, other = (F.adaptive_avg_pool2d(maps, (rows, columns)) for maps in (student, teacher))
+    return one, other
+
+
+def check_shapes(student: Sequence[int], teacher: Sequence[int]) -> None:
+    """See that both are [batch, channels, rows, columns], or both [batch, features].
+
+    Raises:
+        ValueError: they are not.
+
+    >>> check_shapes((8, 16), (8, 64))
+    """
+    if len(student) != len(teacher) or len(student) not in (2, 4):
+        raise ValueError(
+            "expected both [batch, channels, rows, columns] or both [batch, features]; got the student's "
+            f"{list(student)} and the teacher's {list(teacher)}: choose modules that put out the same kind"
+        )
+
+
+def pointwise(student: Sequence[int], width: int, *, bias: bool = True) -> nn.Module:
+    """A 1x1 convolution, or a linear layer, from features of the student's shape to `width` channels.
+
+    >>> import torch
+    >>> pointwise((8, 16, 4, 4), 32)(torch.ones(2, 16, 4, 4)).shape
+    torch.Size([2, 32, 4, 4])
+    """
+    if len(student) == 4:
+        return nn.Conv2d(student[1], width, 1, bias=bias)
+    return nn.Linear(student[1], width, bias=bias)
+
+
+def batch_norm(shape: Sequence[int], width: int) -> nn.Module:
+    """A batch norm over `width` channels for features with as many axes as `shape`."""
+    return nn.BatchNorm2d(width) if len(shape) == 4 else nn.BatchNorm1d(width)
+
+
+def adapter(loss: Callable[..., Any], student: Sequence[int], teacher: Sequence[int]) -> nn.Module:
+    """What brings the student's features to the teacher's width for `loss`; nothing where it need not.
+
+    >>> adapter(lambda student, teacher: 0.0, (8, 16), (8, 16))
+    Identity()
+    """
+    when = taken(loss).adapter
+    if when == "never" or (when == "fitting" and student[1] == teacher[1]):
+        return nn.Identity()
+    if when == "norm":
+        return nn.Sequential(pointwise(student, teacher[1], bias=False), batch_norm(student, teacher[1]))
+    return pointwise(student, teacher[1])
