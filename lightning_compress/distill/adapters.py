@@ -105,3 +105,37 @@ def adapter(loss: Callable[..., Any], student: Sequence[int], teacher: Sequence[
     if when == "norm":
         return nn.Sequential(pointwise(student, teacher[1], bias=False), batch_norm(student, teacher[1]))
     return pointwise(student, teacher[1])
+
+
+@final
+class Adapted(nn.Module):
+    """`loss` of features brought to size, of one module or lists of several; `margin` goes on to it if there is one.
+
+    >>> import torch
+    >>> loss = Adapted(lambda student, teacher: F.mse_loss(student, teacher), (8, 16, 4, 4), (8, 32, 2, 2))
+    >>> loss(torch.ones(8, 16, 4, 4), torch.ones(8, 32, 2, 2)).shape
+    torch.Size([])
+    """
+
+    margin: Tensor | None
+
+    def __init__(self, loss: Callable[..., Tensor], student: Any, teacher: Any, margin: Tensor | None = None) -> None:
+        super().__init__()
+        self.loss = loss
+        pairs = list(zip(student, teacher, strict=True)) if taken(loss).several else [(student, teacher)]
+        self._fits = taken(loss).adapter != "never"
+        for one, other in pairs if self._fits else ():
+            check_shapes(one, other)
+        self.adapters = nn.ModuleList(adapter(loss, one, other) for one, other in pairs)
+        self.register_buffer("margin", margin, persistent=False)
+
+    def forward(self, student: Any, teacher: Any, **known: Any) -> Tensor:
+        """The loss; `known` is what it asks for."""
+        if taken(self.loss).several:
+            student = [adapt(part) for adapt, part in zip(self.adapters, student, strict=True)]
+        elif self._fits:
+            student, teacher = same_size(student, teacher)
+            student = self.adapters[0](student)
+        if self.margin is not None:
+            known["margin"] = self.margin
+        return self.loss(student, teacher, **known)

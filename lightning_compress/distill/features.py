@@ -120,7 +120,8 @@ def margin(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """
     one, other = student.float(), torch.maximum(teacher.float(), margin.view(-1, *[1] * (teacher.dim() - 2)))
     counts = (one > other) | (other > 0)
-    return ((one - other).square() * counts).sum() / len(one)
+    squares: Tensor = (one - other).square() * counts
+    return squares.sum() / len(one)
 
 
 def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:

@@ -1,11 +1,13 @@
 """The teacher: frozen, in eval mode, known by hash, never in a checkpoint; outputs kept where they stay the same."""
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import final
 
 import torch
 from torch import Tensor, nn
+
+from lightning_compress.core.tap import Taps
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -26,7 +28,8 @@ class Teacher:
     """Runs a frozen `model` under `no_grad`, on the device of what it is given.
 
     With `cache`, each sample's output is computed once and kept: correct only while a sample looks the same each time.
-    `outputs` [samples, ...] are kept from the start, and the model never runs. With `compile` it runs compiled.
+    `outputs` [samples, ...] are kept from the start, and the model never runs. With `compile` it runs compiled. What
+    the submodules that `tap` names put out in the last batch is in `features`.
 
     Raises:
         ValueError: `cache` is on and a batch was changed at random; `outputs` without `cache`.
@@ -49,6 +52,11 @@ class Teacher:
         self._kept: Tensor | None = None
         self._known: Tensor | None = None
         self._device: torch.device | None = None
+        self.features: dict[str, Tensor] = {}
+
+    def tap(self, names: Iterable[str]) -> None:
+        """Keep in `features` what the submodules called `names` put out."""
+        self.features = Taps(self.model, names).features
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Tensor:

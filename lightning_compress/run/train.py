@@ -116,7 +116,7 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     make = build.builder(node, config)
     task = build.task(config, data)
     build.check_fit(make(), data)
-    build.rehearse(config, make, data, partial(_stand_in, config))
+    build.rehearse(config, make, data, partial(_stand_in, config, data))
     return _Setting(config, folder, data, node, make, task)
 
 
@@ -229,19 +229,21 @@ def load_teacher(config: Config, data: Any, folder: Path) -> nn.Module:
         ConfigError: distillation is on and no teacher is named, or it is to be trained for no epochs.
     """
     wanted = config["teacher"]
-    _stand_in(config)
+    _stand_in(config, data)
     node = build.architecture(wanted["model"], data, config["allow"])
     weights = wanted["weights"] or str(_trained_teacher(config, folder) / measure.WEIGHTS)
     return build.model(node, seed=config["seed"], weights=weights, allow=config["allow"])
 
 
-def _stand_in(config: Config) -> nn.Module:
+def _stand_in(config: Config, data: Any) -> nn.Module:
+    """The teacher before it is trained: whether methods find in it what they look for is known then."""
     if config["teacher"]["model"] is None:
         raise ConfigError(
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
         )
-    return nn.Identity()
+    node = build.architecture(config["teacher"]["model"], data, config["allow"])
+    return build.model(node, seed=config["seed"], allow=config["allow"])
 
 
 def _trained_teacher(config: Config, folder: Path) -> Path:

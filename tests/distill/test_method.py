@@ -142,13 +142,15 @@ def run(method: Distill, outputs: Tensor) -> None:
 
 
 def test_detached_outputs_are_an_error() -> None:
-    with pytest.raises(NoEffectError, match="its loss carries no gradient: are the student's outputs detached"):
+    with pytest.raises(
+        NoEffectError, match="the term 'distill' carries no gradient: are the student's outputs detached"
+    ):
         run(Distill(teacher()), torch.randn(5, 3))
 
 
 def test_a_loss_of_zero_is_an_error() -> None:
     outputs = teacher().eval()(a_step(torch.zeros(5, 3)).inputs)
-    with pytest.raises(NoEffectError, match="its loss is exactly zero: is the teacher the student itself"):
+    with pytest.raises(NoEffectError, match="the term 'distill' is exactly zero: is the teacher the student itself"):
         run(Distill(teacher()), outputs)
 
 
@@ -159,8 +161,12 @@ def test_a_method_that_works_raises_nothing() -> None:
 def test_no_alarm_while_the_weight_is_zero() -> None:
     method = Distill(teacher(), weight=OneShot(last=0.5, at=0.5))
     assert not method.settled(0.9)  # nothing computed yet
-    method.loss(a_step(torch.randn(5, 3)))
-    assert [method.settled(p) for p in (0.0, 0.49, 0.5)] == [False, False, True]
+    outputs = torch.randn(5, 3, requires_grad=True)
+    found = []
+    for progress in (0.0, 0.49, 0.5):
+        method.loss(a_step(outputs, progress))
+        found.append(method.settled(progress))
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize(
