@@ -42,8 +42,6 @@ def test_a_preset_says_where_it_comes_from(name: str) -> None:
 
 
 def test_a_preset_with_layers_that_are_not_there_says_so_before_the_teacher_is_trained(tmp_path: Path) -> None:
+    argv = ["train", "model=small_conv", "model@teacher.model=resnet20", "distill=attention", "wandb.mode=disabled"]
     with pytest.raises(ValueError, match=r"no module 'layer1' to tap; did you mean"):
-        main(
-            ["train", "model=small_conv", "model@teacher.model=resnet20", "distill=attention", "wandb.mode=disabled"]
-            + ["--out", str(tmp_path / "run")]
-        )
+        main([*argv, "--out", str(tmp_path / "run")])
