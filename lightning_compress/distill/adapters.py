@@ -1,10 +1,12 @@
 """From the student's features to the teacher's width, and what a loss says of the features it takes."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, TypeVar, final
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -49,7 +51,6 @@ def taken(loss: Callable[..., Any]) -> Takes:
 def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Both with the rows and columns of the smaller map: the larger one is averaged. What is no map stays.
 
-    >>> import torch
     >>> one, other = same_size(torch.ones(1, 3, 8, 8), torch.ones(1, 5, 4, 4))
     >>> one.shape, other.shape
     (torch.Size([1, 3, 4, 4]), torch.Size([1, 5, 4, 4]))
@@ -79,7 +80,6 @@ def check_shapes(student: Sequence[int], teacher: Sequence[int]) -> None:
 def pointwise(student: Sequence[int], width: int, *, bias: bool = True) -> nn.Module:
     """A 1x1 convolution, or a linear layer, from features of the student's shape to `width` channels.
 
-    >>> import torch
     >>> pointwise((8, 16, 4, 4), 32)(torch.ones(2, 16, 4, 4)).shape
     torch.Size([2, 32, 4, 4])
     """
@@ -111,7 +111,6 @@ def adapter(loss: Callable[..., Any], student: Sequence[int], teacher: Sequence[
 class Adapted(nn.Module):
     """`loss` of features brought to size, of one module or lists of several; `margin` goes on to it if there is one.
 
-    >>> import torch
     >>> loss = Adapted(lambda student, teacher: F.mse_loss(student, teacher), (8, 16, 4, 4), (8, 32, 2, 2))
     >>> loss(torch.ones(8, 16, 4, 4), torch.ones(8, 32, 2, 2)).shape
     torch.Size([])
@@ -139,3 +138,15 @@ class Adapted(nn.Module):
         if self.margin is not None:
             known["margin"] = self.margin
         return self.loss(student, teacher, **known)
+
+
+def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
+    """Of normal variables the mean of what is negative: E[x | x < 0], the margin of OFD.
+
+    >>> negative_mean(torch.tensor([0.0]), torch.tensor([1.0]))
+    tensor([-0.7979])
+    """
+    mean, deviation = mean.double(), deviation.double().abs().clamp_min(1e-12)
+    # The density by the share below zero is a Mills ratio; by erfcx it is exact however small that share is.
+    ratio: Tensor = math.sqrt(2.0 / math.pi) / torch.special.erfcx(mean / deviation / math.sqrt(2.0))
+    return (mean - deviation * ratio).float()

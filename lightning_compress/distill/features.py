@@ -8,7 +8,6 @@ the teacher's where the loss does not say that any will do.
 """
 
 import itertools
-import math
 from collections.abc import Sequence
 
 import torch
@@ -120,17 +119,5 @@ def margin(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     """
     one, other = student.float(), torch.maximum(teacher.float(), margin.view(-1, *[1] * (teacher.dim() - 2)))
     counts = (one > other) | (other > 0)
-    squares: Tensor = (one - other).square() * counts
-    return squares.sum() / len(one)
-
-
-def negative_mean(mean: Tensor, deviation: Tensor) -> Tensor:
-    """Of normal variables the mean of what is negative: E[x | x < 0], the margin of OFD.
-
-    >>> negative_mean(torch.tensor([0.0]), torch.tensor([1.0]))
-    tensor([-0.7979])
-    """
-    mean, deviation = mean.double(), deviation.double().abs().clamp_min(1e-12)
-    # The density by the share below zero is a Mills ratio; by erfcx it is exact however small that share is.
-    ratio = math.sqrt(2.0 / math.pi) / torch.special.erfcx(mean / deviation / math.sqrt(2.0))
-    return (mean - deviation * ratio).float()
+    found: Tensor = ((one - other).square() * counts).sum() / len(one)
+    return found

@@ -13,7 +13,7 @@ from lightning_compress.core import lookup, surgery
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.tap import check_names
 from lightning_compress.distill import contrast, features, learned, relations, review
-from lightning_compress.distill.adapters import Adapted, taken
+from lightning_compress.distill.adapters import Adapted, negative_mean, taken
 from lightning_compress.distill.asking import asked
 
 _OFFERED = ("targets", "index")
@@ -139,7 +139,7 @@ def _margin(module: nn.Module) -> Tensor:
             f"the margin is that of a batch norm with a scale, got {type(module).__name__}: "
             "name a batch norm of the teacher, as layer3.0.bn2"
         )
-    return features.negative_mean(module.bias, module.weight)
+    return negative_mean(module.bias, module.weight)
 
 
 def outputs_of(model: nn.Module, names: Iterable[str], example: Any) -> dict[str, Tensor]:

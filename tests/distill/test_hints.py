@@ -12,8 +12,11 @@ from lightning_compress.core import lookup
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.distill import contrast, features, learned, relations, review
+from lightning_compress.distill.adapters import negative_mean
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
+from lightning_compress.prune.method import Prune
+from lightning_compress.quantize.method import Quantize
 
 HOMES = (features, relations, learned, contrast, review)
 EXAMPLE = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(3))
@@ -44,12 +47,7 @@ OPTIONS = {"CRD": {"negatives": 7}}
 
 
 def offered() -> list[str]:
-    return [
-        name
-        for home in HOMES
-        for name, found in vars(home).items()
-        if lookup._is_offered(name, found, home) and name != "negative_mean"
-    ]
+    return [name for home in HOMES for name, found in vars(home).items() if lookup._is_offered(name, found, home)]
 
 
 def test_every_loss_is_in_the_table() -> None:
@@ -80,12 +78,11 @@ def terms(model: nn.Module, compressor: Compressor, given: tuple[Tensor, ...]) -
 
 @pytest.mark.parametrize("loss", LAYERS)
 def test_each_reaches_the_student_and_training_makes_it_small(loss: str) -> None:
-    model, compressor, method = attached(a_hint(loss, weight=2.0), compile_teacher=False)
+    model, compressor, method = attached(a_hint(loss, weight=2.0))
     given = batch()
     compressor.prepare(model, [given])
     teacher = copy.deepcopy(method.teacher.model.state_dict())
     own = method.param_groups()[0]["params"] if method.param_groups() else []
-    used = {"0", "3"} & {name.split(".")[0] for name, _ in model.named_parameters()}
     optimizer = torch.optim.Adam([*model.parameters(), *own], lr=1e-2)
     losses = []
     for _ in range(30):
@@ -96,9 +93,8 @@ def test_each_reaches_the_student_and_training_makes_it_small(loss: str) -> None
         optimizer.step()
         compressor.update(model)
         losses.append(float(term.detach()))
-    assert losses[-1] < 0.95 * losses[0]
-    for name in used:
-        assert model.get_submodule(name).weight.grad.abs().sum() > 0
+    assert losses[-1] < 0.97 * losses[0]
+    assert all(model.get_submodule(name).weight.grad.any() for name in ("0", "3"))
     assert all(parameter.grad is not None and parameter.grad.isfinite().all() for parameter in own)
     assert all(parameter.grad is None for parameter in method.teacher.model.parameters())
     assert all(torch.equal(value, teacher[name]) for name, value in method.teacher.model.state_dict().items())
@@ -142,13 +138,11 @@ def test_without_a_loss_on_outputs_the_labels_keep_their_weight() -> None:
 
 
 def test_names_survive_parametrizations_and_adapters_are_state_but_no_part_of_the_model() -> None:
-    from lightning_compress.prune.method import Prune
-    from lightning_compress.quantize.method import Quantize
-
     distill = Distill(net(6, 9), hints={"fit": Hint(["2", "5"], loss="hint")}, loss=None)
     compressor = Compressor([Prune(0.5, pattern="channel"), Quantize(8, 8), distill])
     model = compressor.attach(net(4, 7), EXAMPLE)
-    widths = [part.adapters[0].weight.shape[:2] for part in distill.hints[0].parts]
+    fit: Any = distill.hints[0]
+    widths = [part.adapters[0].weight.shape[:2] for part in fit.parts]
     assert widths == [(6, 4), (9, 7)]
     adapters = [key for key in compressor.state_dict() if "adapters" in key]
     assert len(adapters) == 4
@@ -157,11 +151,11 @@ def test_names_survive_parametrizations_and_adapters_are_state_but_no_part_of_th
 
 
 def test_the_margin_is_that_of_the_teachers_batch_norm() -> None:
-    teacher = net(6, 9)
+    teacher: Any = net(6, 9)
     torch.nn.init.normal_(teacher[4].weight)
     torch.nn.init.normal_(teacher[4].bias)
     _, compressor, method = attached(a_hint("margin"), teacher=teacher)
-    expected = features.negative_mean(teacher[4].bias, teacher[4].weight)
+    expected = negative_mean(teacher[4].bias, teacher[4].weight)
     torch.testing.assert_close(method.hints[0].parts[0].margin, expected)
     assert not any("margin" in key for key in compressor.state_dict())
     with pytest.raises(ValueError, match=r"'margin' cannot compare 4 .* with 5 .* batch norm with a scale, got ReLU"):

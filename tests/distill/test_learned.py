@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -130,7 +131,7 @@ def test_a_bank_goes_through_a_checkpoint() -> None:
 def test_review_by_the_authors_steps() -> None:
     student = [torch.randn(6, 3, 8, 8), torch.randn(6, 5, 4, 4), torch.randn(6, 7, 1, 1)]
     teacher = [torch.randn(6, 4, 8, 8), torch.randn(6, 6, 2, 2), torch.randn(6, 8, 1, 1)]
-    loss = Review([maps.shape for maps in student], [maps.shape for maps in teacher])
+    loss: Any = Review([maps.shape for maps in student], [maps.shape for maps in teacher])
     first, second, third = loss.fusions
     x = third.bring(student[2])
     found = [third.face(x)]

@@ -126,7 +126,10 @@ LOSSES = {
 
 def _call(name: str, student: torch.Tensor, teacher: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     offered = {"temperature": 2.0, "targets": targets}
-    return LOSSES[name](student, teacher, **{k: offered[k] for k in asked(LOSSES[name], offered, {}, owner="test")})
+    found: torch.Tensor = LOSSES[name](
+        student, teacher, **{k: offered[k] for k in asked(LOSSES[name], offered, {}, owner="test")}
+    )
+    return found
 
 
 @pytest.mark.parametrize("name", LOSSES)
