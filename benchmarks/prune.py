@@ -5,10 +5,11 @@
 
 Needs LIGHTNING_COMPRESS_DATA and pip install torch-pruning. At each ratio Torch-Pruning removes that share of every
 group's channels at once (L2 norm over the group, rounded to 8, the classifier whole). All networks, its four and the
-candidates of ours, are exported and timed on ONNX Runtime in turn, round by round. Of the candidates no slower than the
-peer's network, ours is the one with the most multiply-accumulates; which channels stay is decided while it trains. Then
-both have the same epochs on the same batches from the same weights with the same optimizer and schedule, for each seed.
-The test split is read once by each trained network. Last comes what moving masks adds to a step.
+candidates of ours, are exported and timed on ONNX Runtime in turn, round by round. Of the candidates no slower than
+the peer's network, ours is the one with the largest product of its layers' widths, that is without a bottleneck; it is
+timed again beside the peer's for the record. Which channels stay is decided while it trains. Then both have the same
+epochs on the same batches from the same weights with the same optimizer and schedule, for each seed. The test split is
+read once by each trained network. Last comes what moving masks adds to a step.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -42,14 +44,19 @@ from lightning_compress.run.result import Result
 from lightning_compress.tracking.provenance import provenance
 
 ROUND = 8
-Shares = tuple[float, float]  # removed inside the residual blocks, and of the stream between them
-CANDIDATES: list[Shares] = [(a / 8, b / 8) for a in (0, 2, 4, 5, 6, 7) for b in (0, 2, 4, 5, 6, 7) if a or b]
+RAMP = 0.5
+Shares = tuple[
+    float, ...
+]  # removed of the first, second and third stage's channels, then of what is left inside the blocks
+CANDIDATES: list[Shares] = list(product((0, 0.5), (0, 0.25, 0.5, 0.75), (0, 0.25, 0.5, 0.625, 0.75), (0, 0.5)))[1:]
 
 
 def prune(shares: Shares) -> Prune:
-    """Ours: a cubic ramp over the first half of the training."""
-    inside, between = (Polynomial(last=share, end=0.5) for share in shares)
-    sparsity = {r"layer\d\.\d+\.conv1$": inside, "": between}
+    """Ours: a cubic ramp over the first part of the training."""
+    *stages, inside = shares
+    kept = {f"layer{stage}.*conv1$": (1 - share) * (1 - inside) for stage, share in enumerate(stages, 1)}
+    kept |= {"layer2": 1 - stages[1], "layer3": 1 - stages[2], "": 1 - stages[0]}
+    sparsity = {name: Polynomial(last=1 - share, end=RAMP) for name, share in kept.items()}
     return Prune(sparsity, pattern="channel", round_to=ROUND, score="squared")
 
 
@@ -88,7 +95,7 @@ def train(model: nn.Module, methods: Sequence[Method], data: Any, seed: int, epo
     """The finalized network after fine-tuning."""
     pl.seed_everything(seed, verbose=False)
     module = CompressionModule(
-        copy.deepcopy(model),
+        copy.deepcopy(model).train(),
         classification(data.num_classes),
         methods,
         example=data.example,
@@ -123,32 +130,36 @@ def overhead(dense: nn.Module, data: Any, steps: int = 60) -> float:
     return moving / whole
 
 
+def widths(model: nn.Module) -> tuple[int, ...]:
+    """Channels of every convolution."""
+    return tuple(layer.out_channels for layer in model.modules() if isinstance(layer, nn.Conv2d))
+
+
 def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs: torch.Tensor) -> list[dict[str, Any]]:
     """For each ratio the peer's latency and the candidate that it is held against."""
-    models = {"dense": dense} | {f"peer {ratio}": peers(dense, example, ratio) for ratio in ratios}
-    shapes: dict[tuple[int, ...], Shares] = {}
-    for shares in CANDIDATES:
-        model = cut(dense, example, shares)
-        shape = tuple(parameter.numel() for parameter in model.parameters())
-        if shape not in shapes:  # rounding makes the same of several
-            shapes[shape] = shares
-            models[f"ours {shares}"] = model
-    taken = milliseconds(models, inputs, rounds=30)
-    count = {name: sum(macs(model, example).values()) for name, model in models.items()}
-    rows = []
+    others = {f"peer {ratio}": peers(dense, example, ratio) for ratio in ratios}
+    cuts = {shares: cut(dense, example, shares) for shares in CANDIDATES}
+    shapes = {widths(model): shares for shares, model in cuts.items()}  # rounding makes the same of several
+    ours = {str(shares): cuts[shares] for shares in shapes.values()}
+    taken = milliseconds({"dense": dense, **others, **ours}, inputs, rounds=10)
+    best = {}
     for ratio in ratios:
-        limit = taken[f"peer {ratio}"]
-        fitting = [shares for shares in shapes.values() if taken[f"ours {shares}"] <= limit]
-        shares = max(fitting, key=lambda shares: count[f"ours {shares}"])
-        name = f"ours {shares}"
-        rows.append(
-            {
-                "ratio": ratio,
-                "peer": {"latency_ratio": limit, "macs": count[f"peer {ratio}"]},
-                "ours": {"latency_ratio": taken[name], "macs": count[name], "shares": shares},
-            }
-        )
-    return rows
+        fitting = [shape for shape, shares in shapes.items() if taken[str(shares)] <= taken[f"peer {ratio}"]]
+        best[ratio] = shapes[max(fitting, key=lambda shape: sum(map(math.log, shape)))]
+    ours = {str(shares): cuts[shares] for shares in best.values()}
+    taken = milliseconds({"dense": dense, **others, **ours}, inputs, rounds=30)
+
+    def row(name: str, model: nn.Module) -> dict[str, Any]:
+        return {"latency_ratio": taken[name], "macs": sum(macs(model, example).values()), "widths": widths(model)}
+
+    return [
+        {
+            "ratio": ratio,
+            "peer": row(f"peer {ratio}", others[f"peer {ratio}"]),
+            "ours": {**row(str(shares), cuts[shares]), "shares": shares},
+        }
+        for ratio, shares in best.items()
+    ]
 
 
 def main() -> None:
@@ -157,8 +168,8 @@ def main() -> None:
     parser.add_argument("dense", type=Path, help="folder of the dense run")
     parser.add_argument("--ratios", nargs="+", type=float, default=[0.2, 0.35, 0.5, 0.65])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
-    parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=0.02)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     config = Result.load(asked.dense).config
@@ -179,6 +190,7 @@ def main() -> None:
         start = peers(dense, data.example, row["ratio"])
         for side in (peer, ours):
             side["accuracy"] = []
+            print(f"ratio {row['ratio']}: {side['latency_ratio']:.3f} of dense, widths {side['widths']}", flush=True)
         for seed in asked.seeds:
             peer["accuracy"].append(right(train(start, [], data, seed, asked.epochs, asked.lr)))
             methods = [prune(ours["shares"])]

@@ -10,7 +10,8 @@ class Batch(NamedTuple):
 
     `inputs` is float32 `[B, ...]` (normalised); `targets` is int64 `[B]`; `index` is int64 `[B]`, the position
     of each sample in its part (train, validation or test) of the data set; `view` is int64 `[B]`: 0 where no
-    random transform touched the sample, -1 where one did, so that nothing computed from it may be cached.
+    random transform touched the sample, 1 up to the loader's number of `views` where that one of them did, -1 where
+    one did that will not come back, so that nothing computed from it may be cached.
 
     >>> import torch
     >>> batch = Batch(torch.zeros(2, 3), torch.tensor([0, 1]), torch.tensor([7, 4]), torch.zeros(2).long())

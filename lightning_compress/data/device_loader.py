@@ -11,6 +11,7 @@ from lightning_compress.data.batch import Batch
 from lightning_compress.data.normalize import Normalize
 from lightning_compress.data.order import BatchOrder
 from lightning_compress.data.samples import Samples
+from lightning_compress.data.views import BLOCK, block
 
 
 @final
@@ -24,6 +25,8 @@ class DeviceLoader:
         order: which samples form which batch.
         normalize: how stored pixels become inputs.
         augment: random transforms, applied in this order before normalisation.
+        views: if given, each sample has only so many random views; all are shown in the first one in the first epoch,
+            and so on, over and over. One view of all samples is held in memory beside the samples.
         channels_last: whether inputs are laid out channels last.
 
     >>> samples = Samples(torch.zeros(3, 1, 2, 2), torch.tensor([0, 1, 0]), ["a", "b"])
@@ -41,11 +44,13 @@ class DeviceLoader:
         *,
         normalize: Normalize,
         augment: Sequence[Augment] = (),
+        views: int | None = None,
         channels_last: bool = False,
     ) -> None:
         self.sampler = order
         self.normalize = normalize
         self.augment = tuple(augment)
+        self.views = views if augment else None
         self.channels_last = channels_last
         self._samples = samples
         self._device = torch.device("cpu")
@@ -72,13 +77,16 @@ class DeviceLoader:
         # tells the sampler which epoch this is.
         inputs, labels = self._move()
         scale, shift = self.normalize.affine(self._layout(inputs[:1]))
-        view = torch.full((self.sampler.batch_size,), -1 if self.augment else 0, device=self._device)
+        number = 1 + self.sampler.epoch % self.views if self.views else -1 if self.augment else 0
+        view = torch.full((self.sampler.batch_size,), number, device=self._device)
+        inputs = self._viewed(inputs, number) if self.views else inputs
+        anew = () if self.views else self.augment
         generator = torch.Generator()
         for draw in self.sampler.draws(self._device):
             images = self._layout(inputs.index_select(0, draw.positions))
-            if self.augment:
+            if anew:
                 generator.manual_seed(draw.seed)
-            for transform in self.augment:
+            for transform in anew:
                 images = transform(images, generator)
             self.sampler.done = draw.number + 1
             # In place: `images` is this batch's own copy.
@@ -92,6 +100,16 @@ class DeviceLoader:
             inputs = inputs.permute(0, 2, 3, 1).contiguous() if self.channels_last else inputs
             self._resident = inputs, self._samples.labels.to(self._device)
         return self._resident
+
+    def _viewed(self, inputs: Tensor, view: int) -> Tensor:
+        """All samples in one view, in the layout that they are stored in."""
+        seed = self.sampler.seed
+        parts = [
+            block(self._layout(part), self.augment, seed=seed, view=view, number=number)
+            for number, part in enumerate(torch.split(inputs, BLOCK))
+        ]
+        whole = torch.cat(parts)
+        return whole.permute(0, 2, 3, 1).contiguous() if self.channels_last else whole
 
     def _layout(self, stored: Tensor) -> Tensor:
         return stored.permute(0, 3, 1, 2) if self.channels_last else stored

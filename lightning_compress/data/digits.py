@@ -28,6 +28,7 @@ class Digits(LabelledData):
         split_seed: seed of the split; not the seed of the run.
         seed: seed of order and transforms.
         augment: random transforms of the train part.
+        views: how many times they are drawn for each sample; None draws anew in every epoch.
         mean: `auto`, or what to subtract.
         std: `auto`, or what to divide by.
         drop_last: leave out the train samples that do not fill a batch.
@@ -48,6 +49,7 @@ class Digits(LabelledData):
         split_seed: int = 0,
         seed: int = 0,
         augment: Sequence[Augment] = (),
+        views: int | None = None,
         mean: Statistic = "auto",
         std: Statistic = "auto",
         drop_last: bool = False,
@@ -59,6 +61,7 @@ class Digits(LabelledData):
                 eval_batch_size=eval_batch_size,
                 seed=seed,
                 augment=augment,
+                views=views,
                 mean=mean,
                 std=std,
                 drop_last=drop_last,

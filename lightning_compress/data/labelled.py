@@ -14,6 +14,7 @@ from lightning_compress.data.device_loader import DeviceLoader
 from lightning_compress.data.normalize import Normalize, Statistic, normalization
 from lightning_compress.data.order import BatchOrder
 from lightning_compress.data.samples import Part, Samples
+from lightning_compress.data.views import BLOCK, block
 from lightning_compress.data.worker_loader import WorkerLoader
 
 Loader = DeviceLoader | WorkerLoader
@@ -25,7 +26,11 @@ class Batching:
     """How parts become normalised batches.
 
     `batch_size` and `eval_batch_size` count samples per rank; `seed` fixes order and transforms of the train
-    part; `workers` counts the processes that read parts which are not in memory.
+    part; `workers` counts the processes that read parts which are not in memory. With `views` the transforms are drawn
+    that many times for each sample instead of in every epoch, so that a teacher's outputs can be kept.
+
+    Raises:
+        ValueError: `views` below 1, or without transforms.
 
     >>> Batching(batch_size=32).drop_last
     False
@@ -35,11 +40,19 @@ class Batching:
     eval_batch_size: int = 1000
     seed: int = 0
     augment: Sequence[Augment] = ()
+    views: int | None = None
     mean: Statistic = "auto"
     std: Statistic = "auto"
     drop_last: bool = False
     channels_last: bool = False
     workers: int = 0
+
+    def __post_init__(self) -> None:
+        if self.views is not None and (self.views < 1 or not self.augment):
+            raise ValueError(
+                f"views={self.views} is how many random views of each sample there are: 1 or more, with augment given; "
+                "write views=null for new ones in every epoch"
+            )
 
 
 class LabelledData(pl.LightningDataModule, ABC):
@@ -124,6 +137,19 @@ class LabelledData(pl.LightningDataModule, ABC):
         return self.normalize(self.train_part.fetch(torch.arange(min(2, self.num_train))))
 
     @property
+    def views(self) -> int | None:
+        """How many random views of each train sample there are; 0 if it is always the same, None if ever new ones."""
+        return self._batching.views if self._batching.augment else 0
+
+    def block(self, number: int, view: int) -> Tensor:
+        """Train samples number * BLOCK and following, normalised, in `view`; 0 is without random transforms."""
+        first = number * BLOCK
+        images = self.train_part.fetch(torch.arange(first, min(first + BLOCK, self.num_train)))
+        batching = self._batching
+        shown = block(images, batching.augment, seed=batching.seed, view=view, number=number) if view else images
+        return self.normalize(shown)
+
+    @property
     def preprocessing(self) -> dict[str, object]:
         """What a deployer must do to a picture: `(pixel * pixel_scale - mean) / std` at `input_size` (C, H, W)."""
         normalize = self.normalize
@@ -160,9 +186,16 @@ class LabelledData(pl.LightningDataModule, ABC):
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
         if isinstance(part, Samples):
             loader = DeviceLoader(
-                part, order, normalize=self.normalize, augment=augment, channels_last=batching.channels_last
+                part,
+                order,
+                normalize=self.normalize,
+                augment=augment,
+                views=batching.views,
+                channels_last=batching.channels_last,
             )
             return loader.to(device)
+        if batching.views is not None:
+            raise ValueError("views needs the data in memory: write resident=true, or views=null")
         return WorkerLoader(
             part,
             order,

@@ -90,7 +90,7 @@ class BatchOrder:
         shard = self._shard(epoch).to(device)
         for number in range(first, self._length):
             positions = shard[self._start(number, len(shard)) : self._start(number + 1, len(shard))]
-            yield Draw(number, _mix(self.seed, epoch, self.rank + 1, number), positions)
+            yield Draw(number, mix(self.seed, epoch, self.rank + 1, number), positions)
 
     def _start(self, number: int, available: int) -> int:
         # A shard one sample shorter than the others leaves that sample for its last batch.
@@ -100,11 +100,15 @@ class BatchOrder:
         if not self.shuffle:
             return torch.arange(self.rank, self.count, self.world_size)
         # Drawn on the CPU: the order must not depend on the device.
-        generator = torch.Generator().manual_seed(_mix(self.seed, epoch))
+        generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         return torch.randperm(self.count, generator=generator)[self.rank :: self.world_size]
 
 
-def _mix(*numbers: int) -> int:
-    """A 63-bit seed from integers; torch's CPU generator uses only the low 32 bits, so all must be mixed."""
+def mix(*numbers: int) -> int:
+    """A 63-bit seed from integers; torch's CPU generator uses only the low 32 bits, so all must be mixed.
+
+    >>> mix(1, 2) == mix(2, 1)
+    False
+    """
     digest = hashlib.blake2b(struct.pack(f"<{len(numbers)}q", *numbers), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1

@@ -33,6 +33,7 @@ class ImageData(LabelledData):
         limit: train on that many samples only, drawn with `split_seed`: for a smoke run.
         seed: seed of order and transforms.
         augment: random transforms of the train part.
+        views: how many times they are drawn for each sample; None draws anew in every epoch.
         mean: `auto`, or what to subtract, in units of 0..1 for pictures.
         std: `auto`, or what to divide by.
         drop_last: leave out the train samples that do not fill a batch.
@@ -65,6 +66,7 @@ class ImageData(LabelledData):
         limit: int | None = None,
         seed: int = 0,
         augment: Sequence[Augment] = (),
+        views: int | None = None,
         mean: Statistic = "auto",
         std: Statistic = "auto",
         drop_last: bool = False,
@@ -79,6 +81,7 @@ class ImageData(LabelledData):
                 eval_batch_size=eval_batch_size,
                 seed=seed,
                 augment=augment,
+                views=views,
                 mean=mean,
                 std=std,
                 drop_last=drop_last,

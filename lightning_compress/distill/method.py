@@ -1,6 +1,6 @@
 """`Distill`: learning from a teacher's outputs and features beside the labels."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, final
 
 from torch import Tensor, nn
@@ -25,7 +25,8 @@ class Distill(Method):
     name, or a dotted path, and `options` sets its own options; null adds nothing. `hints` are terms on features, by
     names of your choice, each with a weight of its own. With `labels`, a number or schedule too, the task loss is
     weighed by that and `weight` need not be a share. With `cache` the teacher sees each training sample once, or never
-    if its `outputs` for all of them are given, [samples, classes]; with `compile_teacher` it runs compiled.
+    if its `outputs` for all of them are given, [samples, classes] for each random view; with `compile_teacher` it runs
+    compiled.
 
     Raises:
         ValueError: a temperature that is not positive, a negative weight, or one above 1 that leaves the labels less
@@ -48,7 +49,7 @@ class Distill(Method):
         options: Mapping[str, Any] | None = None,
         hints: Mapping[str, Hint] | None = None,
         cache: bool = False,
-        outputs: Tensor | None = None,
+        outputs: Sequence[Tensor] = (),
         compile_teacher: bool = False,
     ) -> None:
         super().__init__()

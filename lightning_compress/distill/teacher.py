@@ -1,7 +1,7 @@
 """The teacher: frozen, in eval mode, known by hash, never in a checkpoint; outputs kept where they stay the same."""
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import final
 
 import torch
@@ -27,9 +27,10 @@ def fingerprint(model: nn.Module) -> str:
 class Teacher:
     """Runs a frozen `model` under `no_grad`, on the device of what it is given.
 
-    With `cache`, each sample's output is computed once and kept: correct only while a sample looks the same each time.
-    `outputs` [samples, ...] are kept from the start, and the model never runs. With `compile` it runs compiled. What
-    the submodules that `tap` names put out in the last batch is in `features`.
+    With `cache`, the output for each view of a sample is computed once and kept: correct only while views come back.
+    `outputs` are kept from the start, and the model never runs: one tensor [samples, ...] for each random view, counted
+    from 1, or a single one if no random transform touches the samples. With `compile` it runs compiled. What the
+    submodules that `tap` names put out in the last batch is in `features`.
 
     Raises:
         ValueError: `cache` is on and a batch was changed at random; `outputs` without `cache`.
@@ -40,17 +41,16 @@ class Teacher:
     """
 
     def __init__(
-        self, model: nn.Module, *, cache: bool = False, outputs: Tensor | None = None, compile: bool = False
+        self, model: nn.Module, *, cache: bool = False, outputs: Sequence[Tensor] = (), compile: bool = False
     ) -> None:
-        if outputs is not None and not cache:
+        if outputs and not cache:
             raise ValueError("Distill: outputs are what cache=true keeps; write cache=true, or leave outputs away")
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self._call: Callable[..., Tensor] = torch.compile(self.model) if compile else self.model
         self.hash = fingerprint(model)
         self.cache = cache
-        self._outputs = outputs
-        self._kept: Tensor | None = None
-        self._known: Tensor | None = None
+        self._outputs = list(outputs)
+        self._kept: dict[int, _Kept] = {}
         self._device: torch.device | None = None
         self.features: dict[str, Tensor] = {}
 
@@ -65,39 +65,57 @@ class Teacher:
             self._move(inputs.device)
         if not self.cache:
             return self._call(inputs)
-        if index is None or view is None or bool((view != 0).any()):
+        if index is None or view is None or bool((view < 0).any()):
             raise ValueError(
-                "Distill: cache=True needs batches with a sample index and no random transform; "
-                "got augmented or unindexed ones: write cache=false, or turn the augmentation off"
+                "Distill: cache=True needs batches with a sample index, and views that come back; got ones that are "
+                "drawn anew, or no index: write data.views=4, say, turn the augmentation off, or write cache=false"
             )
-        return self._cached(inputs, index)
+        return self._cached(inputs, index, view)
 
     def _move(self, device: torch.device) -> None:
-        self._device, self._kept, self._known = device, None, None
-        if self._outputs is None:
+        self._device, self._kept = device, {}
+        self._outputs = [outputs.to(device) for outputs in self._outputs]
+        if not self._outputs:
             self.model.to(device)
-        else:
-            self._outputs = self._outputs.to(device)
 
-    def _cached(self, inputs: Tensor, index: Tensor) -> Tensor:
-        if self._outputs is not None:
-            return self._outputs[index]
+    def _cached(self, inputs: Tensor, index: Tensor, view: Tensor) -> Tensor:
+        first = int(view[0])
+        if bool((view == first).all()):
+            if self._outputs:
+                if first > len(self._outputs):
+                    raise ValueError(f"Distill: a batch in view {first}, and outputs of {len(self._outputs)} views")
+                return self._outputs[max(first - 1, 0)][index]
+            return self._kept.setdefault(first, _Kept(self.model))(inputs, index)
+        outputs = [self._cached(inputs[at : at + 1], index[at : at + 1], view[at : at + 1]) for at in range(len(view))]
+        return torch.cat(outputs)
+
+
+@final
+class _Kept:
+    """What `model` put out for one view of each sample, by the sample's index."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._outputs = torch.empty(0)
+        self._known = torch.empty(0, dtype=torch.bool)
+
+    def __call__(self, inputs: Tensor, index: Tensor) -> Tensor:
+        """The outputs, computed for those that are new."""
         size = 1 + int(index.max())
-        if self._known is None or size > len(self._known):
+        if size > len(self._known):
             self._known = _grown(self._known, torch.zeros(2 * size, dtype=torch.bool, device=inputs.device))
         new = ~self._known[index]
         if bool(new.any()):
-            outputs = self.model(inputs[new])
-            if self._kept is None or len(self._kept) < len(self._known):
-                self._kept = _grown(self._kept, outputs.new_zeros(len(self._known), *outputs.shape[1:]))
-            self._kept[index[new]] = outputs.to(self._kept.dtype)
+            outputs = self._model(inputs[new])
+            if len(self._outputs) < len(self._known):
+                self._outputs = _grown(self._outputs, outputs.new_zeros(len(self._known), *outputs.shape[1:]))
+            self._outputs[index[new]] = outputs.to(self._outputs.dtype)
             self._known[index[new]] = True
-        assert self._kept is not None
-        return self._kept[index]
+        return self._outputs[index]
 
 
-def _grown(old: Tensor | None, new: Tensor) -> Tensor:
+def _grown(old: Tensor, new: Tensor) -> Tensor:
     """`new`, with what `old` held at its start."""
-    if old is not None:
+    if len(old):
         new[: len(old)] = old
     return new

@@ -75,7 +75,7 @@ def methods(
     config: Config,
     names: Sequence[str] | None,
     teacher: Callable[[], nn.Module],
-    outputs: Callable[[nn.Module], torch.Tensor | None] | None = None,
+    outputs: Callable[[nn.Module], list[torch.Tensor]] | None = None,
 ) -> list[Method]:
     """The methods called `names` (all that are on, if None), in the order of the configuration.
 

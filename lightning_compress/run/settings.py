@@ -20,7 +20,7 @@ _DECIDED = {
     **dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), ""),
 }
 #: Names in here are the user's own.
-_FREE = ("methods", "trainer")
+_FREE = ("methods", "assistants", "trainer")
 _MISSING = "nothing"
 
 
@@ -180,7 +180,7 @@ def _same(keys: Sequence[str], expected: str, right: Callable[[Any], bool]) -> _
 _FORMS: _Forms = {
     **_same(("data", "model", "optimizer"), "a mapping with a _target_: choose it by its group", _node),
     **_same(("scheduler", "teacher.model"), "a mapping with a _target_, or null", _or_null(_node)),
-    "methods": ("names with mappings that have a _target_, or null", _all_nodes),
+    **_same(("methods", "teacher.assistants"), "names with mappings that have a _target_, or null", _all_nodes),
     **_same(("epochs", "teacher.epochs"), "a count from 0 up", _whole),
     **_same(("checkpoint_every", "validate_every"), "a count from 1 up", _count),
     **_same(("measure.batch_size", "measure.threads", "measure.rounds"), "a count from 1 up", _count),

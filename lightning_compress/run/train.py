@@ -1,7 +1,5 @@
 """One run: a configuration in, a Result out."""
 
-import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -18,7 +16,7 @@ from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
 from lightning_compress.export import pieces
-from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings
+from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
 from lightning_compress.run.fit import Job, Phase, fit
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Judge, PausedError, Rungs
@@ -116,7 +114,7 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     make = build.builder(node, config)
     task = build.task(config, data)
     build.check_fit(make(), data)
-    build.rehearse(config, make, data, partial(_stand_in, config, data))
+    build.rehearse(config, make, data, partial(teaching.stand_in, config, data))
     return _Setting(config, folder, data, node, make, task)
 
 
@@ -188,9 +186,12 @@ def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[st
 def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -> Job:
     config, data = setting.config, setting.data
     optimizer, scheduler = build.factories(config)
-    teaching = partial(load_teacher, config, data, setting.folder), partial(teacher_outputs, config, data)
+    teacher = partial(teaching.load_teacher, config, data, setting.folder, train)
+    outputs = partial(teacher_outputs, config, data)
     phases = [
-        Phase(partial(build.methods, config, phase["methods"], *teaching), phase["epochs"], phase["keep_optimizer"])
+        Phase(
+            partial(build.methods, config, phase["methods"], teacher, outputs), phase["epochs"], phase["keep_optimizer"]
+        )
         for phase in build.phases(config)
     ]
     speed = config["speed"]
@@ -220,63 +221,6 @@ def sample(data: Any) -> Tensor:
     """Real inputs to check and time with: the first validation batch, on the CPU."""
     inputs: Tensor = next(iter(data.val_dataloader()))[0].cpu().contiguous()
     return inputs
-
-
-def load_teacher(config: Config, data: Any, folder: Path) -> nn.Module:
-    """The trained teacher: from `teacher.weights`, or trained once and kept by the hash of all that decides it.
-
-    Raises:
-        ConfigError: distillation is on and no teacher is named, or it is to be trained for no epochs.
-    """
-    wanted = config["teacher"]
-    _stand_in(config, data)
-    node = build.architecture(wanted["model"], data, config["allow"])
-    weights = wanted["weights"] or str(_trained_teacher(config, folder) / measure.WEIGHTS)
-    return build.model(node, seed=config["seed"], weights=weights, allow=config["allow"])
-
-
-def _stand_in(config: Config, data: Any) -> nn.Module:
-    """The teacher before it is trained: whether methods find in it what they look for is known then."""
-    if config["teacher"]["model"] is None:
-        raise ConfigError(
-            "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
-            "and give teacher.weights=FILE if it is trained already"
-        )
-    node = build.architecture(config["teacher"]["model"], data, config["allow"])
-    return build.model(node, seed=config["seed"], allow=config["allow"])
-
-
-def _trained_teacher(config: Config, folder: Path) -> Path:
-    if config["teacher"]["epochs"] == 0:
-        raise ConfigError("teacher.epochs=0 trains no teacher: give teacher.weights=FILE, or some epochs")
-    own = {
-        **config,
-        "name": "teacher",
-        "model": config["teacher"]["model"],
-        "methods": {},
-        "phases": [],
-        "weights": None,
-        "epochs": config["teacher"]["epochs"],
-        "seed": 0,
-        "evaluate_test": False,
-        "measure": {**config["measure"], "latency": False, "onnx": False},
-        "wandb": {
-            **config["wandb"],
-            "job_type": "teacher",
-            "name": "teacher",
-            "id": None,
-            "folder": config["wandb"]["folder"] or str(folder),
-        },
-        "teacher": {**config["teacher"], "folder": None, "outputs": None},
-    }
-    keys = ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")
-    deciding = {key: identity.deciding(key, own[key]) for key in keys}
-    digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
-    home = Path(config["teacher"]["folder"]) if config["teacher"]["folder"] else folder
-    place = home / f"teacher-{digest}"
-    if not (place / FILE).exists():
-        train(own, place)
-    return place
 
 
 @contextmanager

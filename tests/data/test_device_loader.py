@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 from torch import Generator, Tensor
@@ -8,6 +10,7 @@ from lightning_compress.data.device_loader import DeviceLoader
 from lightning_compress.data.normalize import Normalize
 from lightning_compress.data.order import BatchOrder
 from lightning_compress.data.samples import Samples
+from lightning_compress.data.views import block
 
 NORMALIZE = Normalize((0.4, 0.5, 0.6), (0.2, 0.3, 0.4), 1 / 255)
 
@@ -79,6 +82,25 @@ def test_an_epoch_depends_on_its_number_alone(samples: Samples) -> None:
 
     assert _same(epoch(2, noise=0), epoch(2, noise=2))
     assert not _same(epoch(2, noise=0), epoch(1, noise=0))
+
+
+def _by_index(loader: DeviceLoader, epoch: int) -> Tensor:
+    loader.sampler.set_epoch(epoch)
+    batches = list(loader)
+    index = torch.cat([batch.index for batch in batches])
+    return torch.cat([batch.inputs for batch in batches])[index.argsort()]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_views_come_back(samples: Samples, channels_last: bool) -> None:
+    order = BatchOrder(22, 5, shuffle=True, seed=3)
+    options: dict[str, Any] = {"normalize": NORMALIZE, "augment": [RandomCrop(2)], "channels_last": channels_last}
+    loader = DeviceLoader(samples, order, views=2, **options)
+    first, second, third = (_by_index(loader, epoch) for epoch in range(3))
+    assert torch.equal(first, third)
+    assert not torch.equal(first, second)
+    expected = NORMALIZE(block(samples.inputs, [RandomCrop(2)], seed=3, view=1, number=0))
+    torch.testing.assert_close(first, expected)
 
 
 def test_global_random_state_stays(samples: Samples) -> None:

@@ -135,3 +135,14 @@ def test_two_processes_share_the_train_part(tmp_path: Path) -> None:
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(2)]
     assert len(ranks[0]) == len(ranks[1])
     assert sorted(torch.cat([torch.cat(rank) for rank in ranks]).tolist()) == list(range(1079))
+
+
+@pytest.mark.parametrize(("views", "augment"), [(0, [Jitter(1)]), (4, [])])
+def test_views_without_sense_are_refused(views: int, augment: list[Jitter]) -> None:
+    with pytest.raises(ValueError, match="how many random views of each sample"):
+        Digits(augment=augment, views=views)
+
+
+def test_data_says_how_many_views_it_has() -> None:
+    many: list[dict[str, Any]] = [{}, {"augment": [Jitter(1)]}, {"augment": [Jitter(1)], "views": 3}]
+    assert [Digits(**settings).views for settings in many] == [0, None, 3]

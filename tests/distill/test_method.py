@@ -120,7 +120,7 @@ def test_cache_goes_to_the_teacher() -> None:
     outputs = torch.randn(2, 3)
     index = torch.tensor([0, 1])
     method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=index))
-    with pytest.raises(ValueError, match="write cache=false, or turn the augmentation off"):
+    with pytest.raises(ValueError, match="turn the augmentation off, or write cache=false"):
         method.loss(a_step(outputs, view=torch.tensor([0, -1]), index=index))
 
 
@@ -188,6 +188,6 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 def test_given_outputs_go_to_the_teacher() -> None:
     given, outputs = torch.randn(9, 3), torch.randn(2, 3)
-    method = Distill(teacher(), cache=True, outputs=given, weight=1.0, temperature=2.0)
+    method = Distill(teacher(), cache=True, outputs=[given], weight=1.0, temperature=2.0)
     term = method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=torch.tensor([7, 1])))["distill"]
     torch.testing.assert_close(term, kl(outputs, given[[7, 1]], 2.0))

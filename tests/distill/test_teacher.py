@@ -109,12 +109,33 @@ def test_without_cache_every_batch_is_computed() -> None:
     assert model.seen == [2, 2]
 
 
-@pytest.mark.parametrize("view", [-1, 1])
-def test_cache_refuses_augmented_batches(view: int) -> None:
+def test_cache_refuses_views_that_do_not_come_back() -> None:
     model = Counting()
-    with pytest.raises(ValueError, match="no random transform; got augmented"):
-        call(Teacher(model, cache=True), 1, 2, view=view)
+    with pytest.raises(ValueError, match="got ones that are drawn anew"):
+        call(Teacher(model, cache=True), 1, 2, view=-1)
     assert model.seen == []
+
+
+def test_each_view_of_a_sample_is_kept() -> None:
+    model = Counting()
+    teacher = Teacher(model, cache=True)
+    shown = {1: torch.randn(2, 3), 2: torch.randn(2, 3)}
+    index = torch.tensor([5, 0])
+    first = {view: teacher(inputs, index, torch.full((2,), view)) for view, inputs in shown.items()}
+    again = {view: teacher(torch.zeros(2, 3), index, torch.full((2,), view)) for view in shown}
+    mixed = teacher(torch.zeros(2, 3), index, torch.tensor([2, 1]))
+    assert model.seen == [2, 2]
+    for view in shown:
+        assert torch.equal(first[view], model.net(shown[view]))
+        assert torch.equal(again[view], first[view])
+    assert torch.equal(mixed, torch.stack([first[2][0], first[1][1]]))
+
+
+def test_given_outputs_of_several_views() -> None:
+    given = [torch.randn(50, 4), torch.randn(50, 4)]
+    teacher = Teacher(Counting(), cache=True, outputs=given)
+    for view in (1, 2):
+        assert torch.equal(call(teacher, 4, 7, view=view), given[view - 1][[4, 7]])
 
 
 def test_cache_refuses_batches_without_an_index() -> None:
@@ -128,13 +149,15 @@ def test_cache_refuses_batches_without_an_index() -> None:
 def test_given_outputs_are_what_it_says_and_it_never_runs() -> None:
     model = Counting()
     given = torch.randn(50, 4)
-    teacher = Teacher(model, cache=True, outputs=given)
+    teacher = Teacher(model, cache=True, outputs=[given])
     assert torch.equal(call(teacher, 4, 49, 0), given[[4, 49, 0]])
     assert model.seen == []
-    with pytest.raises(ValueError, match="no random transform"):
+    with pytest.raises(ValueError, match="views that come back"):
         call(teacher, 1, view=-1)
+    with pytest.raises(ValueError, match="a batch in view 2, and outputs of 1 views"):
+        call(teacher, 1, view=2)
 
 
 def test_outputs_without_a_cache_are_refused() -> None:
     with pytest.raises(ValueError, match="write cache=true, or leave outputs away"):
-        Teacher(Counting(), outputs=torch.randn(50, 4))
+        Teacher(Counting(), outputs=[torch.randn(50, 4)])

@@ -85,7 +85,7 @@ def test_a_job_out_of_time_is_stopped_with_all_it_started(make: Make, case: Case
     (outcome,) = wait(make(1).submit(job(tmp_path, "family", folder=str(tmp_path), wants=wants)), seconds=case.seconds)
     assert outcome.cause == "timeout"
     assert "1 s" in outcome.detail
-    until(lambda: not any(map(alive, pids(tmp_path))), 2)
+    until(lambda: not any(map(alive, pids(tmp_path))))
 
 
 def test_cancel_stops_a_job_and_all_it_started(make: Make, case: Case, tmp_path: Path) -> None:
@@ -94,9 +94,9 @@ def test_cancel_stops_a_job_and_all_it_started(make: Make, case: Case, tmp_path:
     until(lambda: (tmp_path / "complete").exists() or handle.poll(), case.seconds)
     assert len(pids(tmp_path)) == 3
     handle.cancel()
-    until(lambda: handle.poll() is not None, 10)
+    until(lambda: handle.poll() is not None)
     assert [handle.poll()] == [Outcome("cancelled", "stopped on request")]
-    until(lambda: not any(map(alive, pids(tmp_path))), 2)
+    until(lambda: not any(map(alive, pids(tmp_path))))
     handle.cancel()
 
 
@@ -189,7 +189,7 @@ def test_a_job_that_stands_still_can_be_cancelled(make: Make, case: Case, tmp_pa
     timing = launcher.submit(job(tmp_path, "nap", "timing", wants=Resources(exclusive=True), seconds=30))
     handle.cancel()
     assert handle.poll() == Outcome("cancelled", "stopped on request")
-    until(lambda: not any(map(alive, pids(tmp_path))), 2)
+    until(lambda: not any(map(alive, pids(tmp_path))))
     assert timing.poll() is None
 
 
@@ -209,7 +209,7 @@ def test_close_leaves_no_process(make: Make, case: Case, tmp_path: Path) -> None
     waiting = launcher.submit(job(tmp_path, "add", "second", first=1, second=2))
     until(lambda: (tmp_path / "complete").exists() or handle.poll(), case.seconds)
     launcher.close()
-    assert not any(map(alive, pids(tmp_path)))
+    until(lambda: not any(map(alive, pids(tmp_path))))  # on a busy machine the last ones take a moment to die
     assert [each.cause for each in wait(handle, waiting)] == ["cancelled", "cancelled"]
     launcher.close()
 

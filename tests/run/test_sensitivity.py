@@ -24,6 +24,7 @@ from lightning_compress.sweep import curves
 
 Configure = Callable[..., dict[str, Any]]
 BATCHES = 2
+pytestmark = pytest.mark.xdist_group("scanned")  # the scan is made once
 
 
 class Scanned:

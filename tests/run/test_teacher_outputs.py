@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from lightning_compress.data.augment import Jitter
 from lightning_compress.data.digits import Digits
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import teacher_outputs as module
@@ -40,8 +41,7 @@ def config(configure: Configured, tmp_path: Path) -> dict[str, Any]:
 
 
 def _outputs(config: dict[str, Any], data: Digits, teacher: nn.Module) -> Tensor:
-    found = teacher_outputs(config, data, teacher)
-    assert found is not None
+    (found,) = teacher_outputs(config, data, teacher)
     return found
 
 
@@ -79,12 +79,31 @@ def test_other_samples_or_another_teacher_have_a_file_of_their_own(
 
 
 def test_nothing_without_a_folder(configure: Configured) -> None:
-    assert teacher_outputs(configure(), Digits(), Counting()) is None
+    assert teacher_outputs(configure(), Digits(), Counting()) == []
 
 
 def test_data_that_does_not_say_what_its_samples_are(config: dict[str, Any]) -> None:
-    with pytest.raises(ConfigError, match="needs data with train_part and normalize, which object has not"):
+    with pytest.raises(ConfigError, match="needs data that is a LabelledData, which object is not"):
         teacher_outputs(config, object(), Counting())
+
+
+def test_every_view_has_outputs_of_its_own(config: dict[str, Any], tmp_path: Path) -> None:
+    data, teacher = Digits(augment=[Jitter(1)], views=2), Counting()
+    found = teacher_outputs(config, data, teacher)
+    loader = data.train_dataloader()
+    for epoch in range(3):
+        loader.sampler.set_epoch(epoch)
+        batch = next(iter(loader))
+        assert set(batch.view.tolist()) == {1 + epoch % 2}
+        with torch.no_grad():
+            expected = teacher.net.eval()(batch.inputs)
+        torch.testing.assert_close(found[epoch % 2][batch.index], expected, rtol=1e-4, atol=1e-5)
+    assert len(list((tmp_path / "outputs").glob("*.safetensors"))) == 2
+
+
+def test_ever_new_views_are_refused(config: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=r"write data\.views=4, say"):
+        teacher_outputs(config, Digits(augment=[Jitter(1)]), Counting())
 
 
 def test_a_damaged_file(config: dict[str, Any], tmp_path: Path) -> None:

@@ -18,7 +18,8 @@ from lightning_compress.run import train as module
 from lightning_compress.run.config import compose
 from lightning_compress.run.result import Result
 from lightning_compress.run.targets import ConfigError
-from lightning_compress.run.train import announce, load_teacher, train
+from lightning_compress.run.teaching import load_teacher
+from lightning_compress.run.train import announce, train
 from lightning_compress.tracking import wandb
 
 
@@ -194,8 +195,31 @@ def test_a_teacher_is_trained_once_and_known_by_what_decides_it(
     assert len(list((tmp_path / "teachers").iterdir())) == 2
     named = config(f"teacher.weights={teacher / 'weights.pt'}")
     kept = torch.load(teacher / "weights.pt", weights_only=True)
-    loaded = load_teacher(named, Digits(), tmp_path / "d").state_dict()
+    loaded = load_teacher(named, Digits(), tmp_path / "d", train).state_dict()
     assert torch.equal(loaded["conv1.weight"], kept["conv1.weight"])
+
+
+def test_assistants_are_taught_one_by_the_other(configure: Any, tmp_path: Path, fits: list[Path]) -> None:
+    def config(*overrides: str) -> dict[str, Any]:
+        chain = [f"+model@teacher.assistants.{name}=small_conv" for name in ("first", "second")]
+        widths = ["teacher.assistants.first.width=0.75", "teacher.assistants.second.width=0.5"]
+        base = ("epochs=1", "distill=kl", "model@teacher.model=small_conv", f"teacher.folder={tmp_path / 'taught'}")
+        return configure(*base, *chain, *widths, *overrides)  # type: ignore[no-any-return]
+
+    train(config(), tmp_path / "a")
+    _, teacher, first, second = fits
+    assert [path.name.partition("-")[0] for path in (teacher, first, second)] == ["teacher", "assistant", "assistant"]
+    for path, width, before in [(first, 0.75, teacher), (second, 0.5, first)]:
+        result = Result.load(path)
+        assert result.config["model"]["width"] == width
+        assert result.config["teacher"]["weights"] == str(before / "weights.pt")
+        assert result.history[0]["train/distill"] > 0
+    loaded = load_teacher(config(), Digits(), tmp_path / "b", train).state_dict()
+    kept = torch.load(second / "weights.pt", weights_only=True)
+    assert torch.equal(loaded["conv1.weight"], kept["conv1.weight"])
+    assert len(fits) == 4
+    train(config("methods.distill.temperature=2.0"), tmp_path / "c")
+    assert len(fits) == 7, "assistants go by how they were taught, the teacher does not"
 
 
 def test_without_a_teacher_nothing_is_trained(configure: Any, tmp_path: Path, fits: list[Path]) -> None:
