@@ -45,7 +45,8 @@ def stand_in(config: Config, data: Any) -> nn.Module:
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
         )
-    *_, node = config["teacher"]["model"], *config["teacher"]["assistants"].values()
+    assistants: Config = config["teacher"]["assistants"]
+    *_, node = config["teacher"]["model"], *assistants.values()
     return build.model(build.architecture(node, data, config["allow"]), seed=config["seed"], allow=config["allow"])
 
 
