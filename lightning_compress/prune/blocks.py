@@ -49,6 +49,11 @@ class Block:
         rows = [torch.cat([read(layer).flatten() for layer, _ in writers]) for writers in self._writers]
         return {NAME: nn.utils.rnn.pad_sequence(rows, batch_first=True)}
 
+    def gates(self) -> dict[str, list[tuple[Mask, Tensor, Tensor]]]:
+        """All masks, of one place each."""
+        first = torch.zeros(1, dtype=torch.int64)
+        return {NAME: [(mask, first, first + unit) for unit, masks in enumerate(self._masks) for mask in masks]}
+
     def apply(self, keep: Keep) -> None:
         """Tighten the masks: what is gone stays gone."""
         for masks, kept in zip(self._masks, keep[NAME].tolist(), strict=True):

@@ -94,6 +94,13 @@ class Channel:
             found[root] = whole[0]
         return found
 
+    def gates(self) -> dict[str, list[tuple[Mask, Tensor, Tensor]]]:
+        """The masks of each group, with the places of its units in them."""
+        return {
+            root: [(mask, member.index, member.root) for _, _, mask, member in masks]
+            for root, masks in self._masks.items()
+        }
+
     def apply(self, keep: Keep) -> None:
         """Tighten the masks: what is gone stays gone."""
         for root, masks in self._masks.items():

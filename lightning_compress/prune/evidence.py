@@ -6,6 +6,9 @@ Of the task loss, in each entry of the *masked* weight, where it is masked too, 
 - `squared_gradient`: the square of each batch's gradient, the mean over batches;
 - `hessian_gradient`: H g, the Hessian's product with the mean gradient;
 - `hessian`: the Hessian's diagonal, estimated with 16 random vectors of signs for each batch;
+- `squared_change` [units, 1]: the square of what each batch's loss changes by, to first order, as the unit goes, the
+  sum of w g; the mean over batches. Of channels and blocks with all that is masked with their weights: in front of a
+  batch norm, which undoes every scaling, those change nothing;
 - `movement`: the sum of -w g over the training steps so far, with the gradients that the optimizer was given.
 
 Of channels: `features` [units, samples, rows, columns], what the first layer that reads them takes in, and `norm`
@@ -13,31 +16,26 @@ Of channels: `features` [units, samples, rows, columns], what the first layer th
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.func import functional_call
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.core import surgery
-from lightning_compress.core.curvature import diagonals, products
-from lightning_compress.core.mask import Mask
 from lightning_compress.core.rng import rng_state, set_rng_state
+from lightning_compress.prune import slopes
 from lightning_compress.prune.patterns import OfChannels, Pattern, layers_of, masked_weight, side_by_side, stack
 
 Score = Callable[..., Tensor]
 Loss = Callable[[Any, Any], Tensor]
 
-_SLOPES = ("gradient", "squared_gradient", "hessian_gradient", "hessian")
 _OF_CHANNELS = ("features", "norm")
-_ALL = (*_SLOPES, "movement", *_OF_CHANNELS)
-_FROM_DATA = frozenset((*_SLOPES, "features"))
-_PROBES = 16
+_ALL = (*slopes.KINDS, "squared_change", "movement", *_OF_CHANNELS)
+_FROM_DATA = frozenset((*slopes.KINDS, "squared_change", "features"))
 
 
 def asked(score: Score) -> frozenset[str]:
@@ -83,18 +81,6 @@ def scored(score: Score, weights: dict[str, Tensor], evidence: dict[str, dict[st
             )
         found[name] = told
     return found
-
-
-def mean_of_ranks(tensor: Tensor) -> Tensor:
-    """The mean of `tensor` over all ranks, in place, so that they decide alike.
-
-    >>> mean_of_ranks(torch.ones(2))
-    tensor([1., 1.])
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(tensor)
-        tensor /= dist.get_world_size()
-    return tensor
 
 
 @final
@@ -190,11 +176,13 @@ class Evidence(nn.Module):
     ) -> dict[str, dict[str, Tensor]]:
         """What the batches show."""
         found = {}
-        wanted = [kind for kind in _SLOPES if kind in kinds]
+        if "squared_change" in kinds:
+            found["squared_change"] = slopes.squared_change(model, pattern, self._loss, self._shown)
+        wanted = [kind for kind in slopes.KINDS if kind in kinds]
         if wanted:
             layers = layers_of(pattern)
-            slopes = _slopes(_TaskLoss(model, layers, self._loss), wanted, self._shown, generator)
-            for kind, values in slopes.items():
+            told = slopes.slopes(model, layers, self._loss, wanted, self._shown, generator)
+            for kind, values in told.items():
                 found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
         if "features" in kinds and isinstance(pattern, OfChannels):
             found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
@@ -220,53 +208,6 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
         for norm, was in zip(norms, tracked, strict=True):
             norm.track_running_stats = was
         set_rng_state(state)
-
-
-@final
-class _TaskLoss:
-    """The task loss of a batch with leaves in place of the masked weights of `layers`, and masks that are full."""
-
-    def __init__(self, model: nn.Module, layers: Sequence[Any], loss: Loss) -> None:
-        self.model, self.loss = model, loss
-        self.leaves = [masked_weight(layer).clone().requires_grad_() for layer in layers]
-        names = {module: name for name, module in model.named_modules()}
-        self.state: dict[str, Tensor] = {}
-        for layer, leaf in zip(layers, self.leaves, strict=True):
-            steps = stack(layer)
-            self.state[f"{names[steps]}.original"] = leaf
-            for step in steps:
-                if isinstance(step, Mask):  # one that is there twice has one name
-                    self.state[f"{names[step]}.mask"] = torch.ones_like(step.mask)
-
-    def __call__(self, inputs: Any, targets: Any) -> Tensor:
-        # A mask that is in a stack twice looks like two tied ones, and would not be put back.
-        return self.loss(functional_call(self.model, self.state, (inputs,), tie_weights=False), targets)
-
-
-def _slopes(
-    task_loss: _TaskLoss, kinds: Sequence[str], batches: Sequence[tuple[Any, Any]], generator: torch.Generator
-) -> dict[str, list[Tensor]]:
-    """Each of `kinds` for each leaf, the mean over batches and ranks."""
-    leaves, found = task_loss.leaves, {}
-    if set(kinds) & {"gradient", "squared_gradient", "hessian_gradient"}:
-        slopes = (torch.autograd.grad(task_loss(*batch), leaves, materialize_grads=True) for batch in batches)
-        both = _mean([*slope, *(part.square() for part in slope)] for slope in slopes)
-        found["gradient"], found["squared_gradient"] = both[: len(leaves)], both[len(leaves) :]
-    if "hessian_gradient" in kinds:
-        vector = found["gradient"]
-        found["hessian_gradient"] = _mean(next(products(task_loss(*batch), leaves, [vector])) for batch in batches)
-    if "hessian" in kinds:
-        found["hessian"] = _mean(diagonals(task_loss(*batch), leaves, _PROBES, generator) for batch in batches)
-    return {kind: found[kind] for kind in kinds}
-
-
-def _mean(rows: Iterable[Sequence[Tensor]]) -> list[Tensor]:
-    columns: list[Tensor] = []
-    count = 0
-    for row in rows:
-        columns = [a.add_(b) for a, b in zip(columns, row, strict=True)] if count else [part.clone() for part in row]
-        count += 1
-    return [mean_of_ranks(column.div_(count)).detach() for column in columns]
 
 
 def _features(model: nn.Module, pattern: OfChannels, batches: Sequence[Any]) -> dict[str, Tensor]:

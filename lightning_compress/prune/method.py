@@ -18,8 +18,9 @@ from lightning_compress.core.schedule import Schedule
 from lightning_compress.core.task import named_loss
 from lightning_compress.prune import allocate, amount, blocks, budget, channels, patterns, scores
 from lightning_compress.prune.dynamics import Dynamics, Site, masks_in
-from lightning_compress.prune.evidence import Evidence, asked, mean_of_ranks, scored
+from lightning_compress.prune.evidence import Evidence, asked, scored
 from lightning_compress.prune.penalty import Penalty
+from lightning_compress.prune.slopes import mean_of_ranks
 
 _PATTERNS: dict[str, Callable[..., patterns.Pattern]] = {
     "unstructured": patterns.unstructured,

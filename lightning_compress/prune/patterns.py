@@ -86,6 +86,15 @@ class OfChannels(Protocol):
         ...
 
 
+@runtime_checkable
+class Gated(Pattern, Protocol):
+    """A pattern whose units are more than weights: their biases and norms are masked with them."""
+
+    def gates(self) -> dict[str, list[tuple[Mask, Tensor, Tensor]]]:
+        """The masks under each name, each with places in it (as if flat) and the units that those belong to."""
+        ...
+
+
 class Reader(Protocol):
     """A layer whose input's channel `index[i]` is, or is part of, the unit `root[i]`."""
 

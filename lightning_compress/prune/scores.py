@@ -90,13 +90,13 @@ def snip(weight: Tensor, gradient: Tensor) -> Tensor:
     return (weight * gradient).abs().sum(1)
 
 
-def taylor(weight: Tensor, gradient: Tensor) -> Tensor:
-    """Square of what the loss would change by without the unit, to first order (Molchanov 2019, arXiv 1906.10771).
+def taylor(weight: Tensor, squared_change: Tensor) -> Tensor:
+    """Square of what a batch's loss changes by without the unit, to first order (Molchanov 2019, arXiv 1906.10771).
 
-    >>> taylor(torch.tensor([[-2.0, 1.0]]), torch.tensor([[0.5, 3.0]]))
+    >>> taylor(torch.ones(1, 2), torch.tensor([[4.0]]))
     tensor([4.])
     """
-    return (weight * gradient).sum(1).square()
+    return squared_change[:, 0]
 
 
 def grasp(weight: Tensor, hessian_gradient: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ G = torch.tensor([[2.0, 1.0], [-4.0, 4.0], [1.0, 7.0]])
         ("magnitude", {}, [3.0, 0.75, 3.0]),
         ("squared", {}, [5.0, 0.3125, 9.0]),
         ("snip", {"gradient": G}, [4.0, 3.0, 3.0]),  # |1*2| + |-2*1|
-        ("taylor", {"gradient": G}, [0.0, 1.0, 9.0]),  # (2 - 2)^2, (-2 + 1)^2, (-3)^2
+        ("taylor", {"squared_change": torch.tensor([[4.0], [0.0], [2.0]])}, [4.0, 0.0, 2.0]),
         ("grasp", {"hessian_gradient": G}, [0.0, -1.0, -3.0]),
         ("movement", {"movement": -G}, [-3.0, 0.0, -8.0]),
         ("fisher", {"squared_gradient": G.square()}, [4.0, 2.5, 4.5]),  # (4*1 + 1*4) / 2
