@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from lightning_compress.callback import Compress
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Polynomial
+from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
@@ -127,7 +128,7 @@ def methods() -> list[Method]:
         Prune(Polynomial(last=0.5, end=0.5), every=2),
         Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2),
         Quantize(6, 8),
-        Distill(teacher(), weight=0.5),
+        Distill(teacher(), weight=0.5, hints={"fit": Hint("2", loss="hint")}),
         Gain(),
     ]
 

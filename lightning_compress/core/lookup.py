@@ -9,11 +9,11 @@ from typing import Any, TypeVar
 Kind = TypeVar("Kind")
 
 
-def function(name: str | Callable[..., Any], home: ModuleType) -> Callable[..., Any]:
-    """The function called `name`: a bare name is looked up in `home`, a dotted path is imported.
+def function(name: str | Callable[..., Any], *homes: ModuleType) -> Callable[..., Any]:
+    """The function called `name`: a bare name is looked up in the modules `homes`, a dotted path is imported.
 
     Raises:
-        ValueError: no such function; the message names the nearest one in `home`.
+        ValueError: no such function; the message names the nearest one in `homes`.
 
     >>> import math
     >>> function("sqrt", math)(4.0)
@@ -23,9 +23,10 @@ def function(name: str | Callable[..., Any], home: ModuleType) -> Callable[..., 
         return name
     if "." in name:
         return _imported(name)
-    known = {key: value for key, value in vars(home).items() if _is_offered(key, value, home)}
+    known = {key: value for home in homes for key, value in vars(home).items() if _is_offered(key, value, home)}
     if name not in known:
-        raise ValueError(f"no function {name!r} in {home.__name__} ({_nearest(name, known)}")
+        places = " or ".join(home.__name__ for home in homes)
+        raise ValueError(f"no function {name!r} in {places} ({_nearest(name, known)}")
     return known[name]  # type: ignore[no-any-return]
 
 

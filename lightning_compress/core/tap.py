@@ -29,6 +29,21 @@ def remove_taps(module: nn.Module) -> None:
         del module._forward_hooks[key]
 
 
+def check_names(model: nn.Module, names: Iterable[str]) -> None:
+    """See that the submodules called `names` exist.
+
+    Raises:
+        ValueError: the model has no submodule of that name; the message names the nearest.
+
+    >>> check_names(nn.Sequential(nn.ReLU()), ["0", ""])
+    """
+    modules = dict(model.named_modules())
+    for name in names:
+        if name not in modules:
+            near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
+            raise ValueError(f"no module {name!r} to tap; did you mean {near[0]!r}? (names as in named_modules())")
+
+
 @final
 class Taps:
     """Records the outputs of the submodules called `names` in `features`, until `close`.
@@ -47,12 +62,11 @@ class Taps:
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
         self.features: dict[str, Tensor] = {}
         self._handles: list[RemovableHandle] = []
-        modules = dict(model.named_modules())
+        names = tuple(names)
+        check_names(model, names)
         for name in names:
-            if name not in modules:
-                near = difflib.get_close_matches(name, modules, n=1, cutoff=0.0)
-                raise ValueError(f"no module {name!r} to tap; did you mean {near[0]!r}? (names as in named_modules())")
-            self._handles.append(modules[name].register_forward_hook(_Tap(self.features, name)))
+            hook = _Tap(self.features, name)
+            self._handles.append(model.get_submodule(name).register_forward_hook(hook))
 
     def close(self) -> None:
         """Stop recording."""

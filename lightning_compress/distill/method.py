@@ -1,6 +1,6 @@
-"""`Distill`: learning from a teacher's outputs beside the labels."""
+"""`Distill`: learning from a teacher's outputs and features beside the labels."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar, final
 
@@ -11,21 +11,29 @@ from lightning_compress.core import lookup
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.distill import logits
+from lightning_compress.distill.asking import asked
+from lightning_compress.distill.effect import Effects
+from lightning_compress.distill.hint import Hint, outputs_of
 from lightning_compress.distill.teacher import Teacher
+
+_NAME = "distill"
 
 
 @final
 class Distill(Method):
-    """Adds `weight * loss(student, teacher, temperature)` and leaves `1 - weight` of the task loss (arXiv 1503.02531).
+    """Adds `weight * loss(student, teacher, ...)` and leaves `1 - weight` of the task loss (arXiv 1503.02531).
 
     `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
-    name, or a dotted path. With `cache` the teacher sees each training sample once, or never if its `outputs` for all
-    of them are given, [samples, classes] for each random view; with `compile_teacher` it runs compiled. Of outputs by
-    name, those of a model with several heads, each head learns from the teacher's of its name, and the terms are added
-    up.
+    name, or a dotted path, and `options` sets its own options; null adds nothing. `hints` are terms on features, by
+    names of your choice, each with a weight of its own. With `labels`, a number or schedule too, the task loss is
+    weighed by that and `weight` need not be a share. With `cache` the teacher sees each training sample once, or never
+    if its `outputs` for all of them are given, [samples, classes] for each random view; with `compile_teacher` it runs
+    compiled. Of outputs by name, those of a model with several heads, each head learns from the teacher's of its name,
+    and the terms are added up.
 
     Raises:
-        ValueError: a temperature that is not positive, or a weight outside [0, 1].
+        ValueError: a temperature that is not positive, a negative weight, or one above 1 that leaves the labels less
+            than nothing; an option that the loss does not have; hints with `cache`; nothing to learn.
 
     >>> Distill(nn.Linear(2, 2), weight=0.7).task_weight(0.5)
     0.30000000000000004
@@ -39,36 +47,104 @@ class Distill(Method):
         *,
         temperature: float | Schedule = 4.0,
         weight: float | Schedule = 0.9,
-        loss: str | Callable[..., Tensor] = "kl",
+        labels: float | Schedule | None = None,
+        loss: str | Callable[..., Tensor] | None = "kl",
+        options: Mapping[str, Any] | None = None,
+        hints: Mapping[str, Hint] | None = None,
         cache: bool = False,
         outputs: Sequence[Tensor] = (),
         compile_teacher: bool = False,
     ) -> None:
         super().__init__()
-        self.temperature, self.weight = as_schedule(temperature), as_schedule(weight)
+        self.temperature, self.weight = as_schedule(temperature), as_schedule(weight if loss is not None else 0.0)
+        self.labels = None if labels is None else as_schedule(labels)
+        self._check_numbers()
+        self.function = None if loss is None else lookup.function(loss, logits)
+        self.options = dict(options or {})
+        self._asked: frozenset[str] = frozenset()
+        if self.function is not None:
+            self._asked = asked(self.function, ("temperature", "targets"), self.options, owner="Distill")
+        hints = hints or {}
+        for hint in hints.values():
+            lookup.instance(hint, Hint, owner="a hint of Distill")
+        self.hints, self._names = nn.ModuleList(hints.values()), [f"hint/{name}" for name in hints]
+        self._check_terms(cache)
+        self.taps = tuple(dict.fromkeys(name for hint in hints.values() for name in hint.student))
+        self.teacher = Teacher(teacher, cache=cache, outputs=outputs, compile=compile_teacher)
+        self._effects = Effects([*self._names, *([_NAME] if self.function is not None else [])])
+
+    def _check_numbers(self) -> None:
         for progress in (0.0, 1.0):
             if self.temperature(progress) <= 0:
                 raise ValueError(f"Distill: temperature must be positive, got {self.temperature(progress):g}")
-            if not 0.0 <= self.weight(progress) <= 1.0:
-                raise ValueError(f"Distill: weight is a share in [0, 1], got {self.weight(progress):g}")
-        self.function = lookup.function(loss, logits)
-        self.teacher = Teacher(teacher, cache=cache, outputs=outputs, compile=compile_teacher)
-        self._last: tuple[Tensor, bool] | None = None
+            weight = self.weight(progress)
+            if self.labels is None and not 0.0 <= weight <= 1.0:
+                raise ValueError(
+                    f"Distill: weight is a share in [0, 1], got {weight:g}; with labels=1 it may be any number"
+                )
+            if weight < 0.0 or (self.labels is not None and self.labels(progress) < 0.0):
+                raise ValueError("Distill: weight and labels must not be negative")
+
+    def _check_terms(self, cache: bool) -> None:
+        if self.function is None and not self.hints:
+            raise ValueError("Distill: loss=null without hints leaves nothing to learn from the teacher; add a hint")
+        if cache and self.hints:
+            raise ValueError(
+                "Distill: the cache keeps the teacher's outputs only, and hints need its features; write cache=false"
+            )
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
-        """Nothing changes, but the student must not be its own teacher."""
+        """Build what hints learn to the shapes of both networks' features; the student must not be its own teacher."""
         if {id(p) for p in model.parameters()} & {id(p) for p in self.teacher.model.parameters()}:
             raise ValueError("Distill: teacher and student share parameters; give the teacher a copy of its own")
+        if self.hints:
+            names = list(dict.fromkeys(name for hint in self._hints() for name in hint.teacher))
+            student = outputs_of(model, self.taps, example)
+            teacher = outputs_of(self.teacher.model, names, example)
+            for hint in self._hints():
+                hint.build(student, teacher, self.teacher.model)
+            self.teacher.tap(names)
         return model
+
+    def _hints(self) -> list[Hint]:
+        return list(self.hints)  # type: ignore[arg-type]
+
+    def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
+        """Show the teacher's features to what learns from them beforehand."""
+
+        def features() -> Iterator[Mapping[str, Tensor]]:
+            for inputs, *_ in batches:
+                self.teacher(inputs)
+                yield self.teacher.features
+
+        for hint in self._hints():
+            hint.prepare(features)
+
+    def param_groups(self) -> list[dict[str, Any]]:
+        """What the hints learn."""
+        own = [parameter for parameter in self.hints.parameters() if parameter.requires_grad]
+        return [{"params": own}] if own else []
 
     def task_weight(self, progress: float) -> float:
         """What is left to the labels."""
-        return 1.0 - self.weight(progress)
+        return 1.0 - self.weight(progress) if self.labels is None else self.labels(progress)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
-        """The distillation term."""
+        """The term on outputs, and one for each hint."""
         soft = self.teacher(step.inputs, step.index, step.view)
         ours, theirs = _by_head(step.outputs), _by_head(soft)
+        terms = {}
+        if self.function is not None:
+            term = self._term(step, ours, theirs)
+            terms[_NAME] = self._seen(_NAME, term, self.weight(step.progress), list(ours.values()))
+        offered = {"targets": step.targets, "index": step.index}
+        for name, hint in zip(self._names, self._hints(), strict=True):
+            looked_at = [step.features[layer] for layer in hint.student]
+            term = hint(step.features, self.teacher.features, offered)
+            terms[name] = self._seen(name, term, hint.weight(step.progress), looked_at)
+        return terms
+
+    def _term(self, step: Step, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
         shapes = [{name: tuple(head.shape) for name, head in heads.items()} for heads in (theirs, ours)]
         if shapes[0] != shapes[1]:
             got, own = (heads.get("", heads) for heads in shapes)
@@ -76,24 +152,28 @@ class Distill(Method):
                 f"Distill: teacher and student must put out the same shape, got {got} and {own}; "
                 "were they built for different class counts?"
             )
-        temperature = self.temperature(step.progress)
-        term = reduce(torch.add, [self.function(own, theirs[name], temperature) for name, own in ours.items()])
-        self._last = (term.detach(), term.requires_grad)
-        return {"distill": self.weight(step.progress) * term}
+        assert self.function is not None
+        # Of several heads the targets are columns, in the order of the heads' names.
+        targets = {"": step.targets} if "" in ours else dict(zip(sorted(ours), step.targets.unbind(1), strict=True))
+        terms: list[Tensor] = []
+        for name, outputs in ours.items():
+            offered = {"temperature": self.temperature(step.progress), "targets": targets[name]}
+            asked = {kind: offered[kind] for kind in self._asked}
+            terms.append(self.function(outputs, theirs[name], **asked, **self.options))
+        return reduce(torch.add, terms)
+
+    def _seen(self, name: str, term: Tensor, weight: float, outputs: list[Tensor]) -> Tensor:
+        if weight > 0.0:
+            self._effects.see(name, term, outputs)
+        return weight * term
 
     def settled(self, progress: float) -> bool:
-        """Whether the weight has been above zero."""
-        return self._last is not None and self.weight(progress) > 0
+        """Whether every term has counted for once."""
+        return self._effects.settled
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
-        """A term without a gradient, or exactly zero."""
-        assert self._last is not None
-        value, differentiable = self._last
-        if not differentiable:
-            return "its loss carries no gradient: are the student's outputs detached?"
-        if float(value) == 0.0:
-            return "its loss is exactly zero: is the teacher the student itself, or are the outputs constant?"
-        return None
+        """A term that is zero, or does not move the student."""
+        return self._effects.fault
 
 
 def _by_head(outputs: Any) -> dict[str, Tensor]:

@@ -1,11 +1,13 @@
 """The teacher: frozen, in eval mode, known by hash, never in a checkpoint; outputs kept where they stay the same."""
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+
+from lightning_compress.core.tap import Taps
 
 
 def fingerprint(model: nn.Module) -> str:
@@ -27,7 +29,8 @@ class Teacher:
 
     With `cache`, the output for each view of a sample is computed once and kept: correct only while views come back.
     `outputs` are kept from the start, and the model never runs: one tensor [samples, ...] for each random view, counted
-    from 1, or a single one if no random transform touches the samples. With `compile` it runs compiled.
+    from 1, or a single one if no random transform touches the samples. With `compile` it runs compiled. What the
+    submodules that `tap` names put out in the last batch is in `features`.
 
     Raises:
         ValueError: `cache` is on and a batch was changed at random, or the teacher has several outputs; `outputs`
@@ -50,6 +53,11 @@ class Teacher:
         self._outputs = list(outputs)
         self._kept: dict[int, _Kept] = {}
         self._device: torch.device | None = None
+        self.features: dict[str, Tensor] = {}
+
+    def tap(self, names: Iterable[str]) -> None:
+        """Keep in `features` what the submodules called `names` put out."""
+        self.features = Taps(self.model, names).features
 
     @torch.no_grad()
     def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Any:

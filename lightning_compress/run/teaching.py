@@ -24,7 +24,7 @@ def load_teacher(config: Config, data: Any, folder: Path, train: Callable[[Confi
     Raises:
         ConfigError: distillation is on and no teacher is named, or it is to be trained for no epochs.
     """
-    stand_in(config)
+    stand_in(config, data)
     wanted = config["teacher"]
     node, weights = wanted["model"], wanted["weights"] or _trained(config, folder, train)
     for assistant in wanted["assistants"].values():
@@ -34,8 +34,8 @@ def load_teacher(config: Config, data: Any, folder: Path, train: Callable[[Confi
     return build.model(complete, seed=config["seed"], weights=weights, allow=config["allow"])
 
 
-def stand_in(config: Config) -> nn.Module:
-    """What can stand in the teacher's place before it is needed.
+def stand_in(config: Config, data: Any) -> nn.Module:
+    """The last teacher before it is trained: whether methods find in it what they look for is known then.
 
     Raises:
         ConfigError: no teacher is named.
@@ -45,7 +45,9 @@ def stand_in(config: Config) -> nn.Module:
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
         )
-    return nn.Identity()
+    assistants: Config = config["teacher"]["assistants"]
+    *_, node = config["teacher"]["model"], *assistants.values()
+    return build.model(build.architecture(node, data, config["allow"]), seed=config["seed"], allow=config["allow"])
 
 
 def _trained(

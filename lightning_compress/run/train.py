@@ -114,7 +114,7 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     make = build.builder(node, config)
     task = build.task(config, data)
     build.check_fit(make(), data)
-    build.rehearse(config, make, data, partial(teaching.stand_in, config))
+    build.rehearse(config, make, data, partial(teaching.stand_in, config, data))
     return _Setting(config, folder, data, node, make, task)
 
 

@@ -19,6 +19,7 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
@@ -127,6 +128,10 @@ def _quantize() -> Quantize:
 
 def _distill() -> Distill:
     return Distill(_teacher(), weight=0.5)
+
+
+def _hints(**hints: Hint) -> Distill:
+    return Distill(_teacher(), weight=0.5, hints=hints)
 
 
 @dataclass(frozen=True)
@@ -326,6 +331,35 @@ ROWS: dict[str, Case] = {
         weight_bits=6,
         activation_bits=8,
     ),
+    "channel-quantize-distill-hints": Case(
+        lambda: [
+            _channel(),
+            _quantize(),
+            _hints(
+                attention=Hint("5", loss="attention", weight=Linear(first=10.0, last=0.0)),
+                fit=Hint(["2", "5"], loss="hint"),
+                crd=Hint("7", loss="CRD", weight=0.1, options={"negatives": 20}),
+            ),
+        ],
+        channels=0.5,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "share-lsq-distill-hints": Case(
+        lambda: [
+            _share(),
+            Quantize(6, 8, weights="lsq", activations="lsq_plus"),
+            _hints(
+                margin=Hint("4", loss="margin", weight=1e-3),
+                vid=Hint("5", loss="VID"),
+                factor=Hint("5", loss="FactorTransfer"),
+                review=Hint(["2", "5"], loss="Review", weight=0.1),
+            ),
+        ],
+        clusters=16,
+        weight_bits=6,
+        activation_bits=8,
+    ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
 }
@@ -364,8 +398,8 @@ def each(names: Iterable[str]) -> pytest.MarkDecorator:
 
 
 def _is_mixture(name: str) -> bool:
-    """Three families or four; pairs and all together show most of what can go wrong."""
-    return name in SUBSETS and 3 <= name.count("+") + 1 < len(_FAMILIES)
+    """Three families or four; pairs and all together show most of what can go wrong. Or another row of a kind."""
+    return name == "share-lsq-distill-hints" or (name in SUBSETS and 3 <= name.count("+") + 1 < len(_FAMILIES))
 
 
 @functools.cache

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_compress.callback import Compress
-from lightning_compress.core.method import Method, Stage
+from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import OneShot, Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.module import CompressionModule
@@ -57,8 +58,17 @@ def learned(teacher: nn.Module) -> list[Method]:
         Freeze(start=0.3, every=1),
         Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
         Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),
-        Distill(teacher, weight=0.5),
+        Distill(teacher, weight=0.5, hints=hints()),
     ]
+
+
+def hints() -> dict[str, Hint]:
+    """Terms with adapters, with a paraphraser that each rank teaches by its own data, and with banks."""
+    return {
+        "fit": Hint("5", loss="hint"),
+        "factor": Hint("5", loss="FactorTransfer"),
+        "crd": Hint("7", loss="CRD", weight=0.1, options={"negatives": 20}),
+    }
 
 
 def other_forms(teacher: nn.Module) -> list[Method]:
@@ -105,10 +115,16 @@ class Ranges(pl.Callback):
     def __init__(self) -> None:
         self.terms: list[float] = []
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
+    def on_train_start(self, trainer: pl.Trainer, *_: object) -> None:
         (distill,) = (m for m in trainer.lightning_module.modules() if isinstance(m, Distill))
-        assert distill._last is not None
-        self.terms.append(float(distill._last[0]))
+        loss = distill.loss
+
+        def noting(step: Step) -> dict[str, Tensor]:
+            terms = loss(step)
+            self.terms.append(float(terms["distill"].detach()))
+            return terms
+
+        distill.loss = noting  # type: ignore[method-assign]
 
 
 def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:

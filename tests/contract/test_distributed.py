@@ -55,6 +55,17 @@ def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:
     assert len(freeze["frozen"]) == 2
 
 
+def test_ranks_end_with_the_same_hints_and_banks(folder: Path) -> None:
+    first, second = (rank["state"] for rank in _ranks(folder, "learned"))  # alike, by the test before
+    hints = {key.partition(".hints.")[2] for key in first if ".hints." in key}
+    assert {key[:7] for key in hints} == {f"{hint}.parts" for hint in range(3)}
+    banks = [state["compressor.methods.5.hints.2.parts.0._extra_state"] for state in (first, second)]
+    assert cases.differences(*banks) == []
+    assert int((banks[0]["labels"] >= 0).sum()) > 100  # of two ranks' batches, 16 samples each, in six steps
+    epochs = _ranks(folder, "learned")[0]["epochs"]
+    assert all(row[f"train/hint/{name}"] > 0 for row in epochs for name in ("fit", "factor", "crd"))
+
+
 def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
     first, second = (rank["state"] for rank in _ranks(folder, "forms"))
     snapshots = [state["compressor.methods.4.dynamics._extra_state"]["snapshot"] for state in (first, second)]
@@ -80,7 +91,7 @@ def test_the_curve_is_the_mean_over_ranks(folder: Path) -> None:
     assert first["epochs"] == second["epochs"]
     terms = torch.tensor([first["terms"], second["terms"]])
     means = [row["train/distill"] for row in first["epochs"]]
-    torch.testing.assert_close(torch.tensor(means), 0.5 * terms.reshape(2, 2, 3).mean((0, 2)))
+    torch.testing.assert_close(torch.tensor(means), terms.reshape(2, 2, 3).mean((0, 2)))
 
 
 def test_two_ranks_with_half_a_batch_are_one_with_a_whole_one(folder: Path) -> None:

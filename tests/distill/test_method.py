@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Step
 from lightning_compress.core.schedule import Linear, OneShot
-from lightning_compress.distill.logits import kl
+from lightning_compress.distill.logits import dkd, kl
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.models.shared_trunk import SharedTrunk
@@ -57,6 +57,27 @@ def test_a_loss_by_path_or_function() -> None:
     torch.testing.assert_close(term, F.mse_loss(outputs, teacher().eval()(a_step(outputs).inputs)) / 2)
     with pytest.raises(ValueError, match=r"no function 'kll'.*did you mean 'kl'"):
         Distill(teacher(), loss="kll")
+
+
+def test_the_seed_formula() -> None:
+    # alpha * CE(y, p_s) + (1 - alpha) * CE(p_t, p_s), written out with probabilities.
+    alpha, outputs = 0.3, torch.randn(5, 3)
+    method = Distill(teacher(), weight=1.0 - alpha, loss="soft_cross_entropy", temperature=1.0)
+    step = a_step(outputs)
+    p_s, p_t = outputs.softmax(1).log(), teacher().eval()(step.inputs).softmax(1)
+    labels = -p_s[torch.arange(5), step.targets].mean()
+    expected = alpha * labels + (1 - alpha) * -(p_t * p_s).sum(1).mean()
+    found = method.task_weight(0.5) * F.cross_entropy(outputs, step.targets) + method.loss(step)["distill"]
+    torch.testing.assert_close(found, expected)
+
+
+def test_a_loss_is_given_what_it_asks_for_and_its_options() -> None:
+    outputs = torch.randn(5, 3)
+    step = a_step(outputs)
+    method = Distill(teacher(), weight=2.0, labels=1.0, loss="dkd", temperature=3.0, options={"beta": 5.0})
+    expected = 2.0 * dkd(outputs, teacher().eval()(step.inputs), 3.0, step.targets, beta=5.0)
+    torch.testing.assert_close(method.loss(step)["distill"], expected)
+    assert method.task_weight(0.5) == 1.0
 
 
 def test_the_teacher_is_nobodys_state_and_gets_no_gradient() -> None:
@@ -123,13 +144,15 @@ def run(method: Distill, outputs: Tensor) -> None:
 
 
 def test_detached_outputs_are_an_error() -> None:
-    with pytest.raises(NoEffectError, match="its loss carries no gradient: are the student's outputs detached"):
+    with pytest.raises(
+        NoEffectError, match="the term 'distill' carries no gradient: are the student's outputs detached"
+    ):
         run(Distill(teacher()), torch.randn(5, 3))
 
 
 def test_a_loss_of_zero_is_an_error() -> None:
     outputs = teacher().eval()(a_step(torch.zeros(5, 3)).inputs)
-    with pytest.raises(NoEffectError, match="its loss is exactly zero: is the teacher the student itself"):
+    with pytest.raises(NoEffectError, match="the term 'distill' is exactly zero: is the teacher the student itself"):
         run(Distill(teacher()), outputs)
 
 
@@ -140,8 +163,12 @@ def test_a_method_that_works_raises_nothing() -> None:
 def test_no_alarm_while_the_weight_is_zero() -> None:
     method = Distill(teacher(), weight=OneShot(last=0.5, at=0.5))
     assert not method.settled(0.9)  # nothing computed yet
-    method.loss(a_step(torch.randn(5, 3)))
-    assert [method.settled(p) for p in (0.0, 0.49, 0.5)] == [False, False, True]
+    outputs = torch.randn(5, 3, requires_grad=True)
+    found = []
+    for progress in (0.0, 0.49, 0.5):
+        method.loss(a_step(outputs, progress))
+        found.append(method.settled(progress))
+    assert found == [False, False, True]
 
 
 @pytest.mark.parametrize(
@@ -149,7 +176,10 @@ def test_no_alarm_while_the_weight_is_zero() -> None:
     [
         ({"temperature": 0.0}, "temperature must be positive, got 0"),
         ({"temperature": Linear(first=4.0, last=-1.0)}, "temperature must be positive, got -1"),
-        ({"weight": 1.5}, r"a share in \[0, 1\], got 1.5"),
+        ({"weight": 1.5}, r"a share in \[0, 1\], got 1.5; with labels=1 it may be any number"),
+        ({"weight": -1.5, "labels": 1}, "must not be negative"),
+        ({"labels": Linear(first=1.0, last=-1.0)}, "must not be negative"),
+        ({"loss": "dkd", "options": {"gamma": 1.0}}, "no option 'gamma' of 'dkd': it has alpha, beta"),
         ({"weight": Linear(first=-0.5, last=1.0)}, r"a share in \[0, 1\], got -0.5"),
     ],
 )
