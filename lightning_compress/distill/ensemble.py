@@ -46,7 +46,7 @@ class Ensemble(nn.Module):
         if len({each.shape for each in outputs}) > 1:
             raise ValueError(f"Ensemble: members must put out one shape, got {[tuple(each.shape) for each in outputs]}")
         logits = torch.stack(outputs).float()  # [members, batch, classes]
-        shares = self.get_buffer(self._shares).float()
+        shares = self.get_buffer(self._shares).float()[:, None, None]
         if self.mean == "logits":
-            return torch.tensordot(shares, logits, dims=1)
-        return torch.logsumexp(logits.log_softmax(2) + shares.log()[:, None, None], 0)
+            return (shares * logits).sum(0)
+        return torch.logsumexp(logits.log_softmax(2) + shares.log(), 0)

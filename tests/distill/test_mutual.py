@@ -15,7 +15,7 @@ from lightning_compress.distill.mutual import Mutual
 TARGETS = torch.tensor([0, 2, 1, 1, 2])
 
 
-def nets(count: int) -> list[nn.Module]:
+def nets(count: int) -> list[nn.Linear]:
     return [nn.Linear(4, 3) for _ in range(count)]
 
 

@@ -76,11 +76,8 @@ def test_defaults() -> None:
     assert config["methods"] == dict.fromkeys(
         ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill", "mutual", "own_teacher")
     )
-    several = {"assistants": {}, "members": {}, "mean": None}
-    assert config["teacher"] == {
-        **{"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None},
-        **several,
-    }
+    of_teachers = {"epochs": 30, "assistants": {}, "members": {}}
+    assert config["teacher"] == of_teachers | dict.fromkeys(("model", "weights", "mean", "folder", "outputs"))
     assert config["wandb"]["name"] == "run"
 
 
