@@ -68,7 +68,7 @@ class OwnTeacher(Method):
                 )
         self.task_loss = named_loss(task_loss, owner="OwnTeacher: task_loss")
         self.classifiers = nn.ModuleList()
-        self._last: tuple[Tensor, list[str]] | None = None
+        self._last: tuple[dict[str, Tensor], list[str]] | None = None
 
     @torch.no_grad()
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
@@ -90,20 +90,20 @@ class OwnTeacher(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """What the classifiers learn from labels, from the outputs, and from the deepest features."""
         zero = step.outputs.new_zeros((), dtype=torch.float32)
-        labels, soft, hints = zero, zero, zero
+        sums = dict.fromkeys(("own_labels", "own_outputs", *(["own_features"] if self.deepest else [])), zero)
         for name, classifier in zip(self.shallow, self.classifiers, strict=True):
             features, logits = classifier(step.features[name])
-            labels = labels + self.task_loss(logits, step.targets)
-            soft = soft + kl(logits, step.outputs.detach(), self.temperature(step.progress))
+            sums["own_labels"] = sums["own_labels"] + self.task_loss(logits, step.targets)
+            soft = kl(logits, step.outputs.detach(), self.temperature(step.progress))
+            sums["own_outputs"] = sums["own_outputs"] + soft
             if self.deepest:
-                hints = hints + F.mse_loss(features.float(), _pooled(step.features[self.deepest]).detach().float())
-        weight = self.weight(step.progress)
-        terms = {"own_labels": (1 - weight) * labels, "own_outputs": weight * soft}
-        if self.deepest:
-            terms["own_features"] = self.hint(step.progress) * hints
+                end = _pooled(step.features[self.deepest]).detach()
+                sums["own_features"] = sums["own_features"] + F.mse_loss(features.float(), end.float())
         cut = [name for name in self.shallow if not step.features[name].requires_grad]
-        self._last = (sum(terms.values(), zero).detach(), cut)
-        return terms
+        self._last = ({name: term.detach() for name, term in sums.items()}, cut)
+        weight = self.weight(step.progress)
+        factors = {"own_labels": 1 - weight, "own_outputs": weight, "own_features": self.hint(step.progress)}
+        return {name: factors[name] * term for name, term in sums.items()}
 
     def settled(self, progress: float) -> bool:
         """From the first step on."""
@@ -112,12 +112,11 @@ class OwnTeacher(Method):
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """Terms that are exactly zero, or whose gradient does not reach the model."""
         assert self._last is not None
-        value, cut = self._last
+        sums, cut = self._last
         if cut:
             return f"no gradient goes from {', '.join(cut)} into the model: is all below frozen, or detached?"
-        if float(value) == 0.0:
-            return "its loss is exactly zero: are the outputs constant?"
-        return None
+        empty = [name for name, term in sums.items() if float(term) == 0.0]
+        return f"{', '.join(empty)} is exactly zero: are outputs or features constant?" if empty else None
 
 
 @final

@@ -82,7 +82,7 @@ def methods(
     """The methods called `names` (all that are on, if None), in the order of the configuration.
 
     Of a teacher whose outputs are kept, `outputs` may give them for all of the training data. Peers are networks for
-    the data `module`.
+    the data `module`, made anew in each phase; what else learns from labels beside the student has the run's own loss.
     """
     made = []
     for name, node in config["methods"].items():
@@ -92,6 +92,8 @@ def methods(
                 offered["teacher"] = teacher()
                 if node.get("cache") and outputs is not None:
                     offered["outputs"] = outputs(offered["teacher"])
+            if "task_loss" in signature(node, config["allow"]):
+                offered["task_loss"] = task(config, module).loss
             if "peers" in signature(node, config["allow"]):
                 offered["peers"] = _peers(node.get("peers") or {"": config["model"]}, config, module)
                 node = {**node, "peers": None}

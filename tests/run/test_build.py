@@ -4,6 +4,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
@@ -75,8 +76,12 @@ def test_only_who_wants_a_teacher_is_given_one(configure: Any) -> None:
 
 def test_peers_differ_from_the_student_and_from_each_other(configure: Any) -> None:
     def peers(*overrides: str) -> list[Any]:
-        (method,) = build.methods(configure("seed=3", "mutual=dml", *overrides), None, _never, module=Digits())
+        (method,) = build.methods(
+            configure("seed=3", "label_smoothing=0.1", "mutual=dml", *overrides), None, _never, module=Digits()
+        )
         assert isinstance(method, Mutual)
+        x, labels = torch.randn(3, 10), torch.tensor([1, 2, 3])
+        assert torch.equal(method.task_loss(x, labels), F.cross_entropy(x, labels, label_smoothing=0.1)), "the run's"
         return list(method.peers)
 
     (like,) = peers()
