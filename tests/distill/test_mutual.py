@@ -11,6 +11,7 @@ from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Step
 from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.distill.mutual import Mutual
+from lightning_compress.run.config import CONF
 
 TARGETS = torch.tensor([0, 2, 1, 1, 2])
 
@@ -154,3 +155,11 @@ def test_networks_must_be_apart_and_alike_in_classes() -> None:
             method.attach(student, None)
     with pytest.raises(ValueError, match=r"got \(5, 3\) of the student and \(5, 7\) of a peer"):
         Mutual(nn.Linear(4, 7)).loss(a_step(student))
+
+
+@pytest.mark.parametrize(("group", "name"), [("mutual", "dml"), ("own_teacher", "classifiers")])
+def test_a_preset_says_where_it_comes_from(group: str, name: str) -> None:
+    first, second, *_ = (CONF / group / f"{name}.yaml").read_text().splitlines()
+    assert first == f"# @package methods.{group}"
+    assert second.startswith("# ")
+    assert "arXiv" in second
