@@ -93,10 +93,13 @@ def methods(
     names: Sequence[str] | None,
     teacher: Callable[[], nn.Module],
     outputs: Callable[[nn.Module], list[torch.Tensor]] | None = None,
+    *,
+    module: Any = None,
 ) -> list[Method]:
     """The methods called `names` (all that are on, if None), in the order of the configuration.
 
-    Of a teacher whose outputs are kept, `outputs` may give them for all of the training data.
+    Of a teacher whose outputs are kept, `outputs` may give them for all of the training data. Peers are networks for
+    the data `module`, made anew in each phase; what else learns from labels beside the student has the run's own loss.
     """
     made = []
     for name, node in config["methods"].items():
@@ -106,9 +109,26 @@ def methods(
                 offered["teacher"] = teacher()
                 if node.get("cache") and outputs is not None:
                     offered["outputs"] = outputs(offered["teacher"])
+            if "task_loss" in signature(node, config["allow"]):
+                offered["task_loss"] = task(config, module).loss
+            if "peers" in signature(node, config["allow"]):
+                offered["peers"] = _peers(node.get("peers") or {"": config["model"]}, config, module)
+                node = {**node, "peers": None}
             if node.get("latency") is not None and config["measure"]["table"]:
                 offered["price"] = priced.ByChannels(config["measure"]["table"])
             made.append(conf.build(node, config["allow"], **offered))
+    return made
+
+
+def _peers(wanted: Config, config: Config, module: Any) -> list[nn.Module]:
+    """The networks of `wanted`, each from a seed of its own, which is not the run's: two that are alike must differ."""
+    completed = [architecture(node, module, config["allow"]) for node in wanted.values()]
+    made = [
+        model(node, seed=config["seed"] + number, allow=config["allow"])
+        for number, node in enumerate(completed, start=1)
+    ]
+    for peer in made:
+        check_fit(peer, module)
     return made
 
 
@@ -128,7 +148,7 @@ def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_i
     ):
         raise ConfigError("of a teacher one output is kept, and data.heads asks for several: choose distill=kl")
     for phase in phases(config):
-        Compressor(methods(config, phase["methods"], stand_in)).attach(make(), module.example)
+        Compressor(methods(config, phase["methods"], stand_in, module=module)).attach(make(), module.example)
 
 
 def factories(config: Config) -> tuple[Any, Any]:

@@ -79,14 +79,14 @@ def _read(path: Path) -> Any:
 
 
 def deciding(key: str, value: Any) -> Any:
-    """The value of a key of a configuration without what only says where things are found, or that a method is off.
+    """The value of a key of a configuration without what only says where things are found, or that something is off.
 
     >>> deciding("data", {"source": "mnist", "root": "data"})
     {'source': 'mnist'}
     """
     if not isinstance(value, dict):
         return value
-    off = {name for name, inner in value.items() if key == "methods" and inner is None}
+    off = {name for name, inner in value.items() if key in ("methods", "teacher") and inner in (None, {})}
     return {name: inner for name, inner in value.items() if name not in off.union(_WHEREABOUTS.get(key, ()))}
 
 

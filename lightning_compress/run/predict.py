@@ -54,7 +54,7 @@ def _compressed(config: Config, data: Any, model: nn.Module) -> Compact:
     edits: list[dict[str, Any]] = []
     compact: Compact | None = None
     for phase in build.phases(config):
-        methods = build.methods(config, phase["methods"], nn.Identity)
+        methods = build.methods(config, phase["methods"], nn.Identity, module=data)
         compressor = Compressor([method for method in methods if method.stage < Stage.OBJECTIVE])
         model = compressor.attach(bare(compact.model) if compact else model, data.example)
         compressor.steps = compressor.horizon

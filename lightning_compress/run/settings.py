@@ -20,7 +20,7 @@ _DECIDED = {
     **dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), ""),
 }
 #: Names in here are the user's own.
-_FREE = ("methods", "assistants", "trainer")
+_FREE = ("methods", "assistants", "members", "trainer")
 _MISSING = "nothing"
 
 
@@ -170,6 +170,18 @@ def _all_nodes(value: object) -> bool:
     return isinstance(value, dict) and all(isinstance(key, str) and _or_null(_node)(v) for key, v in value.items())
 
 
+def _member(value: object) -> bool:
+    if not isinstance(value, dict) or not {"model"} <= value.keys() <= {"model", "weights", "share"}:
+        return False
+    share = value.get("share", 1)
+    positive = isinstance(share, int | float) and not isinstance(share, bool) and share > 0
+    return _node(value["model"]) and _or_null(_word)(value.get("weights")) and positive
+
+
+def _members(value: object) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) and _member(v) for key, v in value.items())
+
+
 _Forms = dict[str, tuple[str, Callable[[Any], bool]]]
 
 
@@ -181,6 +193,11 @@ _FORMS: _Forms = {
     **_same(("data", "model", "optimizer"), "a mapping with a _target_: choose it by its group", _node),
     **_same(("scheduler", "teacher.model"), "a mapping with a _target_, or null", _or_null(_node)),
     **_same(("methods", "teacher.assistants"), "names with mappings that have a _target_, or null", _all_nodes),
+    "teacher.members": ("names with mappings of a model, and maybe weights (a file) and a share above 0", _members),
+    "teacher.mean": (
+        "probabilities or logits, or null for probabilities",
+        _or_null(lambda value: value in ("probabilities", "logits")),
+    ),
     **_same(("epochs", "teacher.epochs"), "a count from 0 up", _whole),
     **_same(("checkpoint_every", "validate_every"), "a count from 1 up", _count),
     **_same(("measure.batch_size", "measure.threads", "measure.rounds"), "a count from 1 up", _count),

@@ -190,7 +190,9 @@ def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -
     outputs = partial(teacher_outputs, config, data)
     phases = [
         Phase(
-            partial(build.methods, config, phase["methods"], teacher, outputs), phase["epochs"], phase["keep_optimizer"]
+            partial(build.methods, config, phase["methods"], teacher, outputs, module=data),
+            phase["epochs"],
+            phase["keep_optimizer"],
         )
         for phase in build.phases(config)
     ]

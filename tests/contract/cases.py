@@ -21,6 +21,8 @@ from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.mutual import Mutual
+from lightning_compress.distill.own import OwnTeacher
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.models.shared_trunk import SharedTrunk
@@ -362,6 +364,18 @@ ROWS: dict[str, Case] = {
     ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
+    "mutual-prune-quantize": Case(
+        lambda: [_prune(), _quantize(), Mutual([conv_net(), mlp()])],
+        sparsity=0.6,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "own-teacher-channel-quantize": Case(
+        lambda: [_channel(), _quantize(), OwnTeacher(["2"], deepest="5")],
+        channels=0.5,
+        weight_bits=6,
+        activation_bits=8,
+    ),
 }
 
 _FAMILIES: dict[str, tuple[Callable[[], Method], dict[str, Any]]] = {

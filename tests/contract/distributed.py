@@ -19,6 +19,8 @@ from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.mutual import Mutual
+from lightning_compress.distill.own import OwnTeacher
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.dynamics import Rewind
@@ -72,13 +74,18 @@ def hints() -> dict[str, Hint]:
 
 
 def other_forms(teacher: nn.Module) -> list[Method]:
-    """Layers in other forms, one of them fitted to what each rank sees first, under masks that regrow and rewind."""
+    """Layers in other forms, one of them fitted to what each rank sees first, under masks that regrow and rewind.
+
+    The network is taught by itself too, and by a peer.
+    """
     return [
         LowRank(rank=3, select="^9$"),
         Slim("grouped", select="^3$"),
         Prune(0.5, every=2, score="random", dynamics=Regrow(), select="^9"),
         Prune(OneShot(last=0.5, at=0.5), every=1, dynamics=Rewind(0.2, shuffle=True), exclude=["^9"]),
         Distill(teacher, weight=0.5),
+        Mutual(cases.conv_net()),
+        OwnTeacher(["2"], deepest="5"),
     ]
 
 
@@ -139,11 +146,12 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
         callbacks.append(Compress([FromData(), *methods(teacher)], model="net", example=torch.zeros(2, 1, 8, 8)))
     else:
         averaged = kind == "averaged"
+        apart = [Mutual(plain_net()), OwnTeacher(["4"])]  # without a batch norm
         chosen = {"learned": learned, "forms": other_forms}.get(kind, methods)(teacher)
         module = CompressionModule(
             bare if averaged else net,
             classification(10),
-            methods(teacher, rounded=False) if averaged else [FromData(), *chosen],
+            [*methods(teacher, rounded=False), *apart] if averaged else [FromData(), *chosen],
             example=torch.zeros(2, 1, 8, 8),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             channels_last=kind == "module",

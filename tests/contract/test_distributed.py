@@ -72,6 +72,10 @@ def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
     assert "1.running_mean" in snapshots[0]
     assert cases.differences(*snapshots) == []
     assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
+    peers = [key for key in first if key.startswith("compressor.methods.6.peers.0.")]
+    heads = [key for key in first if key.startswith("compressor.methods.7.classifiers.0.")]
+    assert len(peers) == len(cases.conv_net().state_dict())
+    assert len(heads) == 3 * 1 + 3 * 5 + 2
     # The substitute is no. 3, behind its shuffle; the linear layer is two.
     latent = {key: tuple(value.shape) for key, value in first.items() if key.endswith("weight.original")}
     assert latent["model.3.1.parametrizations.weight.original"] == (12, 4, 3, 3)

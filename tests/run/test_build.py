@@ -4,9 +4,11 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.mutual import Mutual
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
@@ -70,6 +72,26 @@ def test_only_who_wants_a_teacher_is_given_one(configure: Any) -> None:
     assert isinstance(prune, Prune)
     assert isinstance(distill, Distill)
     assert distill.teacher.model is teacher
+
+
+def test_peers_differ_from_the_student_and_from_each_other(configure: Any) -> None:
+    def peers(*overrides: str) -> list[Any]:
+        (method,) = build.methods(
+            configure("seed=3", "label_smoothing=0.1", "mutual=dml", *overrides), None, _never, module=Digits()
+        )
+        assert isinstance(method, Mutual)
+        x, labels = torch.randn(3, 10), torch.tensor([1, 2, 3])
+        assert torch.equal(method.task_loss(x, labels), F.cross_entropy(x, labels, label_smoothing=0.1)), "the run's"
+        return list(method.peers)
+
+    (like,) = peers()
+    assert torch.equal(like.conv1.weight, build.model(SMALL, seed=4).state_dict()["conv1.weight"])
+    named = [f"+model@methods.mutual.peers.{name}=small_conv" for name in ("a", "b")]
+    one, other = peers(*named, "methods.mutual.peers.a.width=0.25", "methods.mutual.peers.b.width=0.25")
+    assert torch.equal(one.conv1.weight, like.conv1.weight)
+    assert not torch.equal(one.conv1.weight, other.conv1.weight)
+    with pytest.raises(ConfigError, match=r"must give logits of shape \(2, 10\) for 2 inputs; got \(2, 4\)"):
+        peers(named[0], "methods.mutual.peers.a.num_classes=4")
 
 
 def test_phases(configure: Any) -> None:

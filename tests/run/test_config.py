@@ -20,6 +20,7 @@ SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 NEEDED = {
     "images": ["data.source=x"],
     "layers": ["methods.tie.groups=[x]"],
+    "classifiers": ["methods.own_teacher.taps=[x]"],
     "timm": ["model.name=x"],
     "huggingface": ["model.name_or_config=x"],
 }
@@ -73,9 +74,10 @@ def test_every_sweep(path: Path) -> None:
 def test_defaults() -> None:
     config = compose()
     assert config["methods"] == dict.fromkeys(
-        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill")
+        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill", "mutual", "own_teacher")
     )
-    assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None}
+    of_teachers = {"epochs": 30, "assistants": {}, "members": {}}
+    assert config["teacher"] == of_teachers | dict.fromkeys(("model", "weights", "mean", "folder", "outputs"))
     assert config["wandb"]["name"] == "run"
 
 

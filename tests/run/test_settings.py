@@ -6,7 +6,7 @@ import pytest
 
 from lightning_compress.export import chooser
 from lightning_compress.run.config import compose
-from lightning_compress.run.settings import _FORMS, check, trainer_arguments
+from lightning_compress.run.settings import _FORMS, _FREE, check, trainer_arguments
 from lightning_compress.run.targets import ConfigError
 
 DEFAULTS = compose()
@@ -40,7 +40,7 @@ def test_every_plain_setting_has_a_form() -> None:
     def leaves(node: dict[str, Any], prefix: str = "") -> list[str]:
         found = []
         for key, value in node.items():
-            below = isinstance(value, dict) and "_target_" not in value and key not in ("methods", "trainer")
+            below = isinstance(value, dict) and "_target_" not in value and key not in _FREE
             found += leaves(value, f"{prefix}{key}.") if below else [f"{prefix}{key}"]
         return found
 

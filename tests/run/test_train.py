@@ -222,6 +222,32 @@ def test_assistants_are_taught_one_by_the_other(configure: Any, tmp_path: Path, 
     assert len(fits) == 7, "assistants go by how they were taught, the teacher does not"
 
 
+def test_peers_and_classifiers_are_resumed_and_not_deployed(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taps = ("methods.own_teacher.taps=[relu1,relu2]", "methods.own_teacher.deepest=relu3")
+    config = configure("mutual=dml", "own_teacher=classifiers", *taps)
+    whole = train(config, tmp_path / "whole")
+    own = {f"train/own_{name}" for name in ("labels", "outputs", "features")}
+    assert {"train/mutual", "train/peer1", *own} <= whole.metrics.keys()
+    with monkeypatch.context() as patch:
+        _kill_at(patch, epoch=1)
+        with pytest.raises(KilledError):
+            train(config, tmp_path / "killed")
+    assert train(config, tmp_path / "killed").metrics == whole.metrics
+    assert _same_files(tmp_path / "whole", tmp_path / "killed")
+    ends = [torch.load(tmp_path / name / "phase0.ckpt", weights_only=True) for name in ("whole", "killed")]
+    apart = [key for key in ends[0]["state_dict"] if ".peers.0." in key or ".classifiers.1." in key]
+    assert len(apart) == len(SmallConv().state_dict()) + 20
+    assert all(torch.equal(*(end["state_dict"][key] for end in ends)) for key in apart)
+    plain = SmallConv(width=0.25)
+    kept = torch.load(tmp_path / "whole/weights.pt", weights_only=True)
+    assert kept.keys() == plain.state_dict().keys()
+    deployed = packed.rebuild(packed.read(tmp_path / "whole/model.lcz"), plain)
+    assert [name for name, _ in deployed.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert (tmp_path / "whole/model.lcz").stat().st_size < 4.5 * sum(value.numel() for value in kept.values())
+
+
 def test_without_a_teacher_nothing_is_trained(configure: Any, tmp_path: Path, fits: list[Path]) -> None:
     phases = "phases=[{methods:[]},{methods:[distill]}]"
     with pytest.raises(ConfigError, match="distillation needs a teacher: choose its network"):
