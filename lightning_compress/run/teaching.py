@@ -13,6 +13,8 @@ from lightning_compress.run.result import FILE
 from lightning_compress.run.targets import Config, ConfigError
 
 _DECIDING = ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")
+#: Methods that learn from a teacher, as an assistant does too.
+_TEACHING = ("distill", "adversarial")
 
 
 def load_teacher(config: Config, data: Any, folder: Path, train: Callable[[Config, Path], Any]) -> nn.Module:
@@ -61,11 +63,12 @@ def _trained(
     if wanted["epochs"] == 0:
         raise ConfigError("teacher.epochs=0 trains no teacher: give teacher.weights=FILE, or some epochs")
     name = "assistant" if taught_by else "teacher"
+    methods = {method: config["methods"][method] for method in _TEACHING if taught_by and config["methods"][method]}
     own = {
         **config,
         "name": name,
         "model": network or wanted["model"],
-        "methods": {"distill": config["methods"]["distill"]} if taught_by else {},
+        "methods": methods,
         "phases": [],
         "weights": None,
         "epochs": wanted["epochs"],

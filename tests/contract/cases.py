@@ -18,6 +18,7 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.method import Distill
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
@@ -307,6 +308,17 @@ ROWS: dict[str, Case] = {
         activation_bits=8,
         full_range=False,
         choices=(2, 4, 8),
+    ),
+    "prune-quantize-adversarial": Case(
+        lambda: [
+            _prune(),
+            _quantize(),
+            _distill(),
+            Adversarial(_teacher(), layer="5", teacher_layer="2", conditional=True),
+        ],
+        sparsity=0.6,
+        weight_bits=6,
+        activation_bits=8,
     ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),

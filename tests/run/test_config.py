@@ -20,6 +20,7 @@ SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 NEEDED = {
     "images": ["data.source=x"],
     "layers": ["methods.tie.groups=[x]"],
+    "features": ["methods.adversarial.layer=x"],
     "timm": ["model.name=x"],
     "huggingface": ["model.name_or_config=x"],
 }
@@ -73,7 +74,7 @@ def test_every_sweep(path: Path) -> None:
 def test_defaults() -> None:
     config = compose()
     assert config["methods"] == dict.fromkeys(
-        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill")
+        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill", "adversarial")
     )
     assert config["teacher"] == {"model": None, "weights": None, "epochs": 30, "folder": None, "outputs": None}
     assert config["wandb"]["name"] == "run"
