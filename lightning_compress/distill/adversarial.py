@@ -19,7 +19,7 @@ from lightning_compress.distill.discriminator import Discriminator
 from lightning_compress.distill.teacher import Teacher
 
 _NAME = "adversarial"
-_ADAM = partial(torch.optim.Adam, lr=1e-3)
+_ADAM = partial(torch.optim.Adam, lr=1e-4)
 # From which share of right answers on it wins, up to which it guesses, and from which gap on it should not.
 _WINS, _GUESSES, _APART = 0.98, 0.55, 0.25
 _SMALLEST = 1e-12

@@ -44,8 +44,10 @@ class Discriminator:
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # alone: the generators of GPUs go on as they are
             network = _mlp([teacher, *hidden, 1 + classes])
-            adapter = nn.Identity() if student == teacher else nn.Linear(student, teacher)
-        self.network, self.adapter = (part.to(device).requires_grad_(False) for part in (network, adapter))
+            adapter: nn.Module = nn.Identity() if student == teacher else nn.Linear(student, teacher)
+        self.network, self.adapter = network.to(device), adapter.to(device)
+        for part in (self.network, self.adapter):
+            part.requires_grad_(False)
         self._optimizers = {part: optimizer(part.parameters()) for part in self._learning()}
         self.loss, self.doubt = loss, doubt
 
@@ -61,7 +63,7 @@ class Discriminator:
         """Take them from the checkpoint."""
         for part, (weights, gathered) in zip(self._learning(), state["parts"], strict=True):
             part.load_state_dict(weights)
-            self._optimizers[part].load_state_dict(gathered)
+            self._optimizers[part].load_state_dict(copy.deepcopy(gathered))  # it would keep the very tensors
 
     def fooled(self, student: Tensor, targets: Tensor | None = None) -> Tensor:
         """What a student pays for not being taken for the teacher, and for features of which the class cannot be told.
@@ -119,7 +121,7 @@ class Discriminator:
             slopes = torch.autograd.grad(cost(), parameters)
             part.requires_grad_(False)
         flat = _over_ranks(torch.cat([slope.flatten() for slope in slopes]))
-        for parameter, slope in zip(parameters, flat.split([p.numel() for p in parameters]), strict=True):
+        for parameter, slope in zip(parameters, torch.split(flat, [p.numel() for p in parameters]), strict=True):
             parameter.grad = slope.view_as(parameter)
         self._optimizers[part].step()
         self._optimizers[part].zero_grad()

@@ -1,3 +1,4 @@
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -6,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.cli import main
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Step
 from lightning_compress.core.schedule import Linear, OneShot
@@ -19,7 +21,7 @@ from tests.contract import cases
 ROW = "prune-quantize-adversarial"
 
 
-def net(width: int, outputs: int = 3) -> nn.Module:
+def net(width: int, outputs: int = 3) -> nn.Sequential:
     return nn.Sequential(
         nn.Conv2d(1, width, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, outputs)
     )
@@ -42,7 +44,7 @@ def test_the_term_is_the_weighted_loss_on_logits(conditional: bool) -> None:
     method = Adversarial(net(4), weight=Linear(first=0.2, last=0.6), conditional=conditional)
     step = a_step(torch.randn(5, 3, requires_grad=True), progress=0.5)
     term = method.loss(step)["adversarial"]
-    assert judge(method).network[-1].out_features == (4 if conditional else 1)
+    assert len(list(judge(method).network.parameters())[-1]) == (4 if conditional else 1)
     targets = (step.targets,) if conditional else ()
     torch.testing.assert_close(term, 0.4 * judge(method).fooled(step.outputs, *targets))
     assert method.task_weight(0.5) == 1.0
@@ -55,13 +57,12 @@ def test_features_are_pooled_and_adapted_to_the_teachers_width() -> None:
     step = a_step(torch.randn(5, 3), features={"1": maps})
     term = method.loss(step)["adversarial"]
     # A 1x1 convolution of the map, averaged afterwards, is the same.
-    convolution = nn.Conv2d(6, 4, 1)
-    adapter = judge(method).adapter
-    convolution.weight.data, convolution.bias.data = adapter.weight[..., None, None], adapter.bias
-    scores = judge(method).network(convolution(maps).mean((2, 3)))
+    weight, bias = judge(method).adapter.parameters()
+    scores = judge(method).network(nn.functional.conv2d(maps, weight[..., None, None], bias).mean((2, 3)))
     torch.testing.assert_close(term, nn.functional.softplus(-scores).mean())
     (seen,) = method._seen
-    torch.testing.assert_close(seen[1], teacher[:2](step.inputs).mean((2, 3)))
+    theirs = nn.Sequential(*list(teacher)[:2])(step.inputs)
+    torch.testing.assert_close(seen[1], theirs.mean((2, 3)))
     assert not seen[0].requires_grad
     method._seen = []
     method.loss(a_step(torch.randn(5, 3), features={"1": tokens}))
@@ -78,11 +79,12 @@ def test_each_side_trains_only_itself() -> None:
     assert compressor.param_groups() == []
     step = a_step(student(a_step(torch.zeros(6, 3)).inputs))
     torch.autograd.backward(compressor.loss(step)["adversarial"])
-    slopes = [p.grad.clone() for p in student.parameters() if p.grad is not None]
+    slopes = [p.grad for p in student.parameters() if p.grad is not None]
+    copies = [slope.clone() for slope in slopes]
     assert len(slopes) == 4
     state, first = fingerprint(student), judge(method).state()
     compressor.update(student)
-    assert all(torch.equal(p.grad, slope) for p, slope in zip(student.parameters(), slopes, strict=True))
+    assert all(torch.equal(*pair) for pair in zip(slopes, copies, strict=True))
     assert (fingerprint(student), fingerprint(teacher)) == (state, before)
     assert all(p.grad is None for p in teacher.parameters())
     gathered = judge(method).state()["parts"][0][1]["state"][0]
@@ -120,7 +122,7 @@ def test_it_runs_in_full_precision_under_autocast() -> None:
 def test_the_cache_serves_logits() -> None:
     given = torch.randn(9, 3)
     method = Adversarial(net(4), cache=True, outputs=[given])
-    place = {"view": torch.zeros(2, dtype=torch.int64), "index": torch.tensor([7, 1])}
+    place: dict[str, Any] = {"view": torch.zeros(2, dtype=torch.int64), "index": torch.tensor([7, 1])}
     method.loss(a_step(torch.randn(2, 3), **place))
     assert torch.equal(method._seen[0][1], given[[7, 1]])
 
@@ -130,8 +132,8 @@ def fixed(health: Health, distance: float, *, dead: bool, steps: int = 60) -> di
     adam = partial(torch.optim.Adam, lr=0.0 if dead else 0.05)
     discriminator = Discriminator((2, 2), hidden=(16,), optimizer=adam, loss=nn_loss)
     if dead:
-        discriminator.network[-1].weight.data.zero_()
-        discriminator.network[-1].bias.data.zero_()
+        for parameter in list(discriminator.network.parameters())[-2:]:
+            parameter.data.zero_()
     found = {}
     for _ in range(steps):
         found = health.see(discriminator.learn(torch.randn(64, 2), torch.randn(64, 2) + distance))
@@ -252,6 +254,18 @@ def test_a_resumed_run_goes_on_bit_by_bit_and_leaves_nothing_in_the_model(tmp_pa
     assert compact.stored.keys() == cases.finalized("prune+quantize").stored.keys()
     hooks = [hook for module in compact.model.modules() for hook in module._forward_hooks.values()]
     assert not any(isinstance(hook, _Tap) for hook in hooks)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["logits", "conditional", "features"])
+def test_each_preset_trains(name: str, tmp_path: Path) -> None:
+    settings = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=disabled", "distill=kl"]
+    settings += ["model@teacher.model=small_conv", f"teacher.folder={tmp_path}", f"adversarial={name}"]
+    settings += ["methods.adversarial.layer=relu3"] if name == "features" else []
+    assert main(["train", *settings, "+trainer.limit_train_batches=3", "--out", str(tmp_path / "run")]) == 0
+    (row,) = json.loads((tmp_path / "run/result.json").read_text())["history"]
+    assert row["train/adversarial"] > 0
+    assert row["train/adversarial/discriminator_loss"] > 0
 
 
 @pytest.mark.parametrize("path", sorted((CONF / "adversarial").glob("[!n]*.yaml")), ids=lambda path: str(path.stem))

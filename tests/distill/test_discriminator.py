@@ -100,6 +100,8 @@ def test_its_state_is_a_copy_and_goes_on_bit_by_bit() -> None:
     for batch in batches[2:]:
         first.learn(*batch, steps=2)
     second.load_state(state)
+    second.learn(*batches[0])
+    second.load_state(state)  # which has not moved with what took it
     for batch in batches[2:]:
         second.learn(*batch, steps=2)
     assert same(weights(first), weights(second))
