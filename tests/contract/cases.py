@@ -309,7 +309,7 @@ ROWS: dict[str, Case] = {
         full_range=False,
         choices=(2, 4, 8),
     ),
-    "prune-quantize-adversarial": Case(
+    "prune-quantize-distill-adversarial": Case(
         lambda: [
             _prune(),
             _quantize(),
