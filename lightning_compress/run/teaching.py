@@ -14,6 +14,8 @@ from lightning_compress.run.result import FILE
 from lightning_compress.run.targets import Config, ConfigError
 
 _DECIDING = ("model", "data", "epochs", "optimizer", "scheduler", "label_smoothing")
+#: Methods that learn from a teacher, as an assistant does too.
+_TEACHING = ("distill", "adversarial")
 
 
 def load_teacher(config: Config, data: Any, folder: Path, train: Callable[[Config, Path], Any]) -> nn.Module:
@@ -36,16 +38,20 @@ def load_teacher(config: Config, data: Any, folder: Path, train: Callable[[Confi
     for assistant in wanted["assistants"].values():
         weights = _trained(config, folder, train, assistant, taught_by=members)
         members = [{"model": assistant, "weights": weights}]
-    networks = [_network(member, config, data) for member in members]
+    return _built(members, config, data)
+
+
+def _built(members: Sequence[Config], config: Config, data: Any) -> nn.Module:
+    """The network of a single member, or several as one."""
+    networks = []
+    for member in members:
+        complete = build.architecture(member["model"], data, config["allow"])
+        weights = member.get("weights")
+        networks.append(build.model(complete, seed=config["seed"], weights=weights, allow=config["allow"]))
     if len(networks) == 1:
         return networks[0]
     shares = [member.get("share", 1.0) for member in members]
-    return Ensemble(networks, shares, mean=wanted["mean"] or "probabilities")
-
-
-def _network(member: Config, config: Config, data: Any) -> nn.Module:
-    complete = build.architecture(member["model"], data, config["allow"])
-    return build.model(complete, seed=config["seed"], weights=member["weights"], allow=config["allow"])
+    return Ensemble(networks, shares, mean=config["teacher"]["mean"] or "probabilities")
 
 
 def stand_in(config: Config, data: Any) -> nn.Module:
@@ -64,9 +70,9 @@ def stand_in(config: Config, data: Any) -> nn.Module:
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
         )
-    assistants: Config = config["teacher"]["assistants"]
-    *_, node = config["teacher"]["model"], *assistants.values()
-    return build.model(build.architecture(node, data, config["allow"]), seed=config["seed"], allow=config["allow"])
+    members: list[Config] = list(wanted["members"].values()) or [{"model": wanted["model"]}]
+    last: list[Config] = [{"model": network} for network in wanted["assistants"].values()][-1:]
+    return _built([{**member, "weights": None} for member in last or members], config, data)
 
 
 def _trained(
@@ -83,11 +89,12 @@ def _trained(
     if wanted["epochs"] == 0:
         raise ConfigError("teacher.epochs=0 trains no teacher: give teacher.weights=FILE, or some epochs")
     name = "assistant" if taught_by else "teacher"
+    methods = {method: config["methods"][method] for method in _TEACHING if taught_by and config["methods"][method]}
     own = {
         **config,
         "name": name,
         "model": network,
-        "methods": {"distill": config["methods"]["distill"]} if taught_by else {},
+        "methods": methods,
         "phases": [],
         "weights": None,
         "epochs": wanted["epochs"],

@@ -19,6 +19,7 @@ from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
@@ -359,6 +360,17 @@ ROWS: dict[str, Case] = {
             ),
         ],
         clusters=16,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "prune-quantize-distill-adversarial": Case(
+        lambda: [
+            _prune(),
+            _quantize(),
+            _distill(),
+            Adversarial(_teacher(), layer="5", teacher_layer="2", conditional=True),
+        ],
+        sparsity=0.6,
         weight_bits=6,
         activation_bits=8,
     ),

@@ -17,6 +17,7 @@ from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import OneShot, Polynomial
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
@@ -50,7 +51,8 @@ def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
     ]
     if rounded:
         found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
-    return [*found, Distill(teacher, weight=0.5)]
+    judged = Adversarial(teacher, conditional=True, optimizer=partial(torch.optim.SGD, lr=0.1))
+    return [*found, Distill(teacher, weight=0.5), judged]
 
 
 def learned(teacher: nn.Module) -> list[Method]:

@@ -82,6 +82,25 @@ def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
     assert latent["model.9.0.parametrizations.weight.original"] == (3, 48)
 
 
+def _discriminator(state: dict[str, Any]) -> dict[str, Any]:
+    (found,) = (value for value in state.values() if isinstance(value, dict) and "discriminator" in value)
+    return found
+
+
+@pytest.mark.parametrize("kind", ["module", "callback", "averaged"])
+def test_ranks_end_with_the_same_discriminator(folder: Path, kind: str) -> None:
+    first, second = (_discriminator(rank["state"]) for rank in _ranks(folder, kind))
+    assert cases.differences(first, second) == []
+    assert first["health"]["count"] == 6
+    if kind == "averaged":
+        alone = _discriminator(torch.load(folder / "alone.pt", weights_only=True)["state"])
+        for (weights, _), (others, _) in zip(
+            first["discriminator"]["parts"], alone["discriminator"]["parts"], strict=True
+        ):
+            torch.testing.assert_close(weights, others, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(first["health"]["mean"], alone["health"]["mean"], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["module", "callback"])
 def test_the_extra_term_is_there_on_each_rank_and_of_its_own_batch(folder: Path, kind: str) -> None:
     first, second = (rank["terms"] for rank in _ranks(folder, kind))

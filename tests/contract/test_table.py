@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import lightning_compress
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Method, Stage, Step
+from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
 from lightning_compress.distill.own import OwnTeacher
@@ -41,7 +42,7 @@ def test_every_method_of_the_package_has_a_row() -> None:
 def test_every_family_is_in_every_subset() -> None:
     families = {type(method) for method in cases.CASES[cases.ALL].build()}
     # Quantize with other quantizers, nothing alone, other teachers, and what is other layers before a subset begins.
-    assert families == _package_methods() - {BayesianBits, Freeze, LowRank, Mutual, OwnTeacher, Slim, Tie}
+    assert families == _package_methods() - {Adversarial, BayesianBits, Freeze, LowRank, Mutual, OwnTeacher, Slim, Tie}
     assert len(cases.SUBSETS) == 2 ** len(cases.CASES[cases.ALL].build())
 
 

@@ -21,6 +21,7 @@ NEEDED = {
     "images": ["data.source=x"],
     "layers": ["methods.tie.groups=[x]"],
     "classifiers": ["methods.own_teacher.taps=[x]"],
+    "features": ["methods.adversarial.layer=x"],
     "timm": ["model.name=x"],
     "huggingface": ["model.name_or_config=x"],
 }
@@ -74,7 +75,10 @@ def test_every_sweep(path: Path) -> None:
 def test_defaults() -> None:
     config = compose()
     assert config["methods"] == dict.fromkeys(
-        ("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize", "distill", "mutual", "own_teacher")
+        [
+            *("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize"),
+            *("distill", "mutual", "own_teacher", "adversarial"),
+        ]
     )
     of_teachers = {"epochs": 30, "assistants": {}, "members": {}}
     assert config["teacher"] == of_teachers | dict.fromkeys(("model", "weights", "mean", "folder", "outputs"))
