@@ -201,10 +201,15 @@ def test_each_head_learns_from_the_one_of_its_name() -> None:
         return SharedTrunk(nn.Linear(4, 6), {name: nn.Linear(6, 3) for name in names})
 
     outputs = {name: torch.randn(5, 3, requires_grad=True) for name in ("a", "b")}
-    step = replace(a_step(torch.zeros(5, 3)), outputs=outputs, index=torch.arange(5), view=torch.zeros(5))
+    targets = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 2], [2, 2]])
+    seen = {"outputs": outputs, "targets": targets, "index": torch.arange(5), "view": torch.zeros(5)}
+    step = replace(a_step(torch.zeros(5, 3)), **seen)
     soft = heads("b", "a")(step.inputs)
     expected = 0.3 * (kl(outputs["a"], soft["a"], 4.0) + kl(outputs["b"], soft["b"], 4.0))
     torch.testing.assert_close(Distill(heads("b", "a"), weight=0.3).loss(step), {"distill": expected})
+    labelled = [dkd(outputs[name], soft[name], 4.0, targets[:, column]) for column, name in enumerate("ab")]
+    found = Distill(heads("b", "a"), loss="dkd", labels=1.0, weight=1.0).loss(step)["distill"]
+    torch.testing.assert_close(found, labelled[0] + labelled[1])
     for teacher in (heads("a", "c"), nn.Linear(4, 3)):
         with pytest.raises(ValueError, match="must put out the same shape"):
             Distill(teacher).loss(step)
