@@ -118,6 +118,11 @@ class Adversarial(Method):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """What the student pays for being told from the teacher."""
+        if not isinstance(step.outputs, Tensor) and (self.conditional or not self.taps):
+            raise ValueError(
+                "Adversarial: expected one output, the logits, and the model has several heads; write layer=NAME, a "
+                "module that they share, and conditional=false"
+            )
         student, teacher = self._features(step)
         targets = (step.targets,) if self.conditional else ()
         if self.discriminator is None:

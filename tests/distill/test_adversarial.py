@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -233,6 +234,8 @@ def test_bad_features() -> None:
         Adversarial(net(4), layer="0", teacher_layer="conv").loss(a_step(torch.randn(5, 3)))
     with pytest.raises(ValueError, match=r"expected '0' to put out .*got \[7\]; choose another layer"):
         Adversarial(net(4), layer="0").loss(a_step(torch.randn(5, 3), features={"0": torch.ones(7)}))
+    with pytest.raises(ValueError, match="the model has several heads; write layer=NAME"):
+        Adversarial(net(4)).loss(replace(a_step(torch.randn(5, 3)), outputs={"a": torch.randn(5, 3)}))
     shared = net(4)
     with pytest.raises(ValueError, match="share parameters"):
         Adversarial(shared).attach(shared, None)
