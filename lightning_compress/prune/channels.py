@@ -7,6 +7,7 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.utils import parametrize
 
 from lightning_compress.core import edits, select, surgery
 from lightning_compress.core.mask import Mask
@@ -36,7 +37,17 @@ class Channel:
         self.groups = prunable(model, example, layers, heads=heads)
         self._masks = {root: _masked(model, group) for root, group in self.groups.items()}
         self._grouped = {name for name, layer in model.named_modules() if getattr(layer, "groups", 1) > 1}
+        self._readers = {
+            root: [
+                (model.get_submodule(member.layer), member) for member in group.members if self._reads(model, member)
+            ]
+            for root, group in self.groups.items()
+        }
         self._telling = {root: _telling(masks, self.groups[root].size) for root, masks in self._masks.items()}
+
+    def _reads(self, model: nn.Module, member: Member) -> bool:
+        layer = model.get_submodule(member.layer)
+        return member.side == "in" and isinstance(layer, KINDS) and member.layer not in self._grouped
 
     def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
         """Each unit's entries, [units, size], of what `read` gives for every layer that writes it, side by side."""
@@ -69,6 +80,17 @@ class Channel:
                     f"write exclude={[select.exactly(root)]}, or a score that needs none"
                 )
             found[root] = torch.cat(scales, 1)
+        return found
+
+    def reading(self) -> dict[str, Tensor]:
+        """The columns in which layers read each unit, [units, size]; grouped ones, which have none, left out."""
+        found = {}
+        for root, readers in self._readers.items():
+            parts = [torch.zeros(self.groups[root].size, 1)]
+            for layer, member in readers:
+                columns = _plain(layer).movedim(1 - int(isinstance(layer, edits.TRANSPOSED)), 0).flatten(1)
+                parts.append(side_by_side(columns[member.index], member.root, self.groups[root].size).flatten(1))
+            found[root] = torch.cat([part.to(parts[-1]) for part in parts], 1)
         return found
 
     def readers(self) -> dict[str, Member]:
@@ -127,6 +149,11 @@ class Channel:
                 stored = edits.cut_stored(model, stored, edit)
             edits.replay(model, [edit])
         return Compact(model, stored, [*compact.edits, *made])
+
+
+def _plain(layer: nn.Module) -> Tensor:
+    weight: Tensor = layer.weight  # type: ignore[assignment]
+    return masked_weight(layer) if parametrize.is_parametrized(layer, "weight") else weight.detach()
 
 
 def _masked(model: nn.Module, group: Group) -> list[tuple[nn.Module, str, Mask, Member]]:

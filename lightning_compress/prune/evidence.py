@@ -11,8 +11,8 @@ Of the task loss, in each entry of the *masked* weight, where it is masked too, 
   batch norm, which undoes every scaling, those change nothing;
 - `movement`: the sum of -w g over the training steps so far, with the gradients that the optimizer was given.
 
-Of channels: `features` [units, samples, rows, columns], what the first layer that reads them takes in, and `norm`
-[units, norms], the scales of their batch norms.
+Of channels: `features` [units, samples, rows, columns], what the first layer that reads them takes in; `norm`
+[units, norms], the scales of their batch norms; `reading` [units, size], the weights by which layers read them.
 """
 
 import inspect
@@ -33,7 +33,7 @@ from lightning_compress.prune.patterns import OfChannels, Pattern, layers_of, ma
 Score = Callable[..., Tensor]
 Loss = Callable[[Any, Any], Tensor]
 
-_OF_CHANNELS = ("features", "norm")
+_OF_CHANNELS = ("features", "norm", "reading")
 _ALL = (*slopes.KINDS, "squared_change", "movement", *_OF_CHANNELS)
 _FROM_DATA = frozenset((*slopes.KINDS, "squared_change", "features"))
 
@@ -169,6 +169,8 @@ class Evidence(nn.Module):
             found["movement"] = pattern.view(moved.__getitem__)
         if "norm" in kinds and isinstance(pattern, OfChannels):
             found["norm"] = pattern.norms()
+        if "reading" in kinds and isinstance(pattern, OfChannels):
+            found["reading"] = pattern.reading()
         return found
 
     def _looked(

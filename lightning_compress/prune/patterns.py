@@ -81,6 +81,10 @@ class OfChannels(Protocol):
         """The scales that batch norms have for each channel, [channels, norms]."""
         ...
 
+    def reading(self) -> dict[str, Tensor]:
+        """The weights by which layers behind read each channel, [channels, size]."""
+        ...
+
     def readers(self) -> dict[str, "Reader"]:
         """A layer that reads all the channels, for each name."""
         ...

@@ -3,8 +3,8 @@
 `weight` is [units, size]: the masked weights of each single weight, block, row or channel (of a channel: the filters of
 every layer that writes it). What else a score needs it asks for by the names of its parameters, which
 `prune/evidence.py` explains: `gradient`, `squared_gradient`, `hessian_gradient`, `hessian` and `movement` of the shape
-of `weight`; of channels also `features` [units, samples, rows, columns] and `norm` [units, norms]. A function of yours,
-given by its dotted path, has the same form.
+of `weight`; `squared_change` [units, 1]; of channels also `features` [units, samples, rows, columns], `norm` [units,
+norms] and `reading` [units, ...]. A function of yours, given by its dotted path, has the same form.
 """
 
 import torch
@@ -30,6 +30,15 @@ def squared(weight: Tensor) -> Tensor:
     tensor([5.0000, 0.2500])
     """
     return weight.square().sum(1)
+
+
+def group(weight: Tensor, reading: Tensor) -> Tensor:
+    """Square of the L2 norm of a channel in all layers that write or read it (Fang 2023, arXiv 2301.12900).
+
+    >>> group(torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0]]))
+    tensor([14.])
+    """
+    return weight.square().sum(1) + reading.square().sum(1)
 
 
 def lamp(weight: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ def test_each_head_learns_from_the_one_of_its_name() -> None:
 
     outputs = {name: torch.randn(5, 3, requires_grad=True) for name in ("a", "b")}
     targets = torch.tensor([[0, 1], [2, 0], [1, 1], [0, 2], [2, 2]])
-    seen = {"outputs": outputs, "targets": targets, "index": torch.arange(5), "view": torch.zeros(5)}
+    seen: dict[str, Any] = {"outputs": outputs, "targets": targets, "index": torch.arange(5), "view": torch.zeros(5)}
     step = replace(a_step(torch.zeros(5, 3)), **seen)
     soft = heads("b", "a")(step.inputs)
     expected = 0.3 * (kl(outputs["a"], soft["a"], 4.0) + kl(outputs["b"], soft["b"], 4.0))

@@ -235,6 +235,20 @@ def test_scores_sum_over_every_layer_that_writes_the_channel() -> None:
     assert not pattern.view()["layer2.0.conv2"][5].any()
 
 
+def test_reading_is_the_columns_of_every_layer_that_reads_the_channel() -> None:
+    net: Any = resnet("B")
+    pattern = Channel(net, torch.randn(IMAGE), select_all(net))
+    found = pattern.reading()
+    inner = net.layer2[0].conv2.weight.detach()
+    torch.testing.assert_close(found["layer2.0.conv1"][:, 1:], inner.movedim(1, 0).flatten(1))
+    stream = [*(block.conv1 for block in net.layer2[1:]), net.layer3[0].conv1, net.layer3[0].shortcut[0]]
+    expected = sum(layer.weight.detach().square().sum((0, 2, 3)) for layer in stream)
+    torch.testing.assert_close(found["layer2.0.conv2"].square().sum(1), expected)
+    flattened: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(4 * 4, 2))
+    pattern = Channel(flattened, torch.randn(2, 3, 4, 4), select_all(flattened))
+    torch.testing.assert_close(pattern.reading()["0"][:, 1:], flattened[2].weight.detach().T.reshape(4, -1))
+
+
 def test_depthwise_filters_count_in_their_channels_score() -> None:
     net: Any = separable()
     expected = sum(net[i].weight.detach().abs().flatten(1).sum(1) for i in (0, 3))

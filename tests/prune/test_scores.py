@@ -17,6 +17,7 @@ G = torch.tensor([[2.0, 1.0], [-4.0, 4.0], [1.0, 7.0]])
     [
         ("magnitude", {}, [3.0, 0.75, 3.0]),
         ("squared", {}, [5.0, 0.3125, 9.0]),
+        ("group", {"reading": torch.tensor([[2.0], [0.0], [-1.0]])}, [9.0, 0.3125, 10.0]),
         ("snip", {"gradient": G}, [4.0, 3.0, 3.0]),  # |1*2| + |-2*1|
         ("taylor", {"squared_change": torch.tensor([[4.0], [0.0], [2.0]])}, [4.0, 0.0, 2.0]),
         ("grasp", {"hessian_gradient": G}, [0.0, -1.0, -3.0]),
