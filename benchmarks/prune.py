@@ -4,12 +4,12 @@
     python benchmarks/prune.py runs/deploy/resnet20_dense --record reports/records/prune/resnet20.json
 
 Needs LIGHTNING_COMPRESS_DATA and pip install torch-pruning. At each ratio Torch-Pruning removes that share of every
-group's channels at once (L2 norm over the group, rounded to 8, the classifier whole). All networks, its four and the
-candidates of ours, are exported and timed on ONNX Runtime in turn, round by round. Of the candidates no slower than
-the peer's network, ours is the one with the largest product of its layers' widths, that is without a bottleneck; it is
-timed again beside the peer's for the record. Which channels stay is decided while it trains. Then both have the same
-epochs on the same batches from the same weights with the same optimizer and schedule, for each seed. The test split is
-read once by each trained network. Last comes what moving masks adds to a step.
+group's channels at once (L2 norm over the group, rounded to 8, the classifier whole); ours go at once too, by the norm
+in all layers that write or read them. All networks, its four and the candidates of ours, are exported and timed on ONNX
+Runtime in turn, round by round. Of the candidates no slower than the peer's network, ours is the one with the largest
+product of its layers' widths, that is without a bottleneck; it is timed again beside the peer's for the record. Then
+both have the same epochs on the same batches with the same optimizer and schedule, for each seed. The test split is
+read once by each trained network. Beside it stands what moving masks would add to a step of gradual pruning.
 """
 
 import argparse
@@ -19,7 +19,6 @@ import math
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,7 +31,7 @@ import torch_pruning as tp
 from torch import nn
 
 from lightning_compress.core.compressor import Compressor
-from lightning_compress.core.method import Compact, Method
+from lightning_compress.core.method import Compact
 from lightning_compress.core.schedule import Cosine, Polynomial, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.cost.macs import macs
@@ -44,7 +43,6 @@ from lightning_compress.run.result import Result
 from lightning_compress.tracking.provenance import provenance
 
 ROUND = 8
-RAMP = 0.5
 Shares = tuple[
     float, ...
 ]  # removed of the first, second and third stage's channels, then of what is left inside the blocks
@@ -52,12 +50,11 @@ CANDIDATES: list[Shares] = list(product((0, 0.5), (0, 0.25, 0.5, 0.75), (0, 0.25
 
 
 def prune(shares: Shares) -> Prune:
-    """Ours: a cubic ramp over the first part of the training."""
+    """Ours."""
     *stages, inside = shares
     kept = {f"layer{stage}.*conv1$": (1 - share) * (1 - inside) for stage, share in enumerate(stages, 1)}
     kept |= {"layer2": 1 - stages[1], "layer3": 1 - stages[2], "": 1 - stages[0]}
-    sparsity = {name: Polynomial(last=1 - share, end=RAMP) for name, share in kept.items()}
-    return Prune(sparsity, pattern="channel", round_to=ROUND, score="squared")
+    return Prune({name: 1 - share for name, share in kept.items()}, pattern="channel", round_to=ROUND, score="group")
 
 
 def peers(dense: nn.Module, example: torch.Tensor, ratio: float) -> nn.Module:
@@ -71,7 +68,7 @@ def peers(dense: nn.Module, example: torch.Tensor, ratio: float) -> nn.Module:
 
 
 def cut(dense: nn.Module, example: torch.Tensor, shares: Shares) -> nn.Module:
-    """The shape that ours ends in; its values are not trained."""
+    """Our network."""
     compressor = Compressor([prune(shares)])
     model = compressor.attach(copy.deepcopy(dense), example)
     compressor.prepare(model, [], trains=False)
@@ -91,13 +88,12 @@ def milliseconds(models: dict[str, nn.Module], inputs: torch.Tensor, rounds: int
     return {name: one.ratio for name, one in found.items()}
 
 
-def train(model: nn.Module, methods: Sequence[Method], data: Any, seed: int, epochs: int, lr: float) -> nn.Module:
+def train(model: nn.Module, data: Any, seed: int, epochs: int, lr: float) -> nn.Module:
     """The finalized network after fine-tuning."""
     pl.seed_everything(seed, verbose=False)
     module = CompressionModule(
-        copy.deepcopy(model).train(),
+        copy.deepcopy(model).train().requires_grad_(True),
         classification(data.num_classes),
-        methods,
         example=data.example,
         optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         scheduler=partial(learning_rate, schedule=Cosine(first=1.0, last=0.0)),
@@ -187,14 +183,13 @@ def main() -> None:
     rows = chosen(dense, data.example, asked.ratios, inputs)
     for row in rows:
         peer, ours = row["peer"], row["ours"]
-        start = peers(dense, data.example, row["ratio"])
+        starts = peers(dense, data.example, row["ratio"]), cut(dense, data.example, ours["shares"])
         for side in (peer, ours):
             side["accuracy"] = []
             print(f"ratio {row['ratio']}: {side['latency_ratio']:.3f} of dense, widths {side['widths']}", flush=True)
         for seed in asked.seeds:
-            peer["accuracy"].append(right(train(start, [], data, seed, asked.epochs, asked.lr)))
-            methods = [prune(ours["shares"])]
-            ours["accuracy"].append(right(train(dense, methods, data, seed, asked.epochs, asked.lr)))
+            for side, start in zip((peer, ours), starts, strict=True):
+                side["accuracy"].append(right(train(start, data, seed, asked.epochs, asked.lr)))
         gain = np.subtract(ours["accuracy"], peer["accuracy"])
         row["gain"] = float(gain.mean())
         row["standard_error"] = float(gain.std(ddof=1) / math.sqrt(len(gain))) if len(gain) > 1 else math.nan
