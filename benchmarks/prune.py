@@ -16,9 +16,11 @@ import argparse
 import copy
 import json
 import math
+import multiprocessing
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -158,6 +160,20 @@ def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs:
     ]
 
 
+def beside(call: Callable[..., float], many: list[tuple[Any, ...]], workers: int) -> list[float]:
+    """What `call` gives for each of `many`, in forks of this process, which have all that it has."""
+    context = multiprocessing.get_context("fork")
+    queue = context.SimpleQueue()
+
+    def work(worker: int) -> None:
+        for place in range(worker, len(many), workers):
+            queue.put((place, call(*many[place])))
+
+    for worker in range(workers):
+        context.Process(target=work, args=(worker,), daemon=True).start()
+    return [value for _, value in sorted(queue.get() for _ in many)]
+
+
 def main() -> None:
     """Measure, print and record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -166,6 +182,9 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=0.05)
+    parser.add_argument(
+        "--workers", type=int, default=1, help="trainings side by side, once the latencies are measured"
+    )
     parser.add_argument("--record", type=Path)
     asked = parser.parse_args()
     config = Result.load(asked.dense).config
@@ -181,15 +200,21 @@ def main() -> None:
     report: dict[str, Any] = {"dense": right(dense), "mask_overhead": overhead(dense, data)}
     print(f"dense {report['dense']:.2%}, moving masks takes {report['mask_overhead']:.2%} of a step")
     rows = chosen(dense, data.example, asked.ratios, inputs)
+    starts: list[nn.Module] = []
     for row in rows:
+        print("\n".join(f"ratio {row['ratio']}: {row[side]}" for side in ("peer", "ours")), flush=True)
+        starts += [peers(dense, data.example, row["ratio"]), cut(dense, data.example, row["ours"]["shares"])]
+
+    def trained(start: int, seed: int) -> float:
+        found = right(train(starts[start], data, seed, asked.epochs, asked.lr))
+        print(f"ratio {rows[start // 2]['ratio']}, seed {seed}: {('peer', 'ours')[start % 2]} {found:.2%}", flush=True)
+        return found
+
+    todo = list(product(range(len(starts)), asked.seeds))
+    accuracy = np.array(beside(trained, todo, asked.workers)).reshape(len(rows), 2, -1)
+    for row, (peers_own, ours_own) in zip(rows, accuracy.tolist(), strict=True):
         peer, ours = row["peer"], row["ours"]
-        starts = peers(dense, data.example, row["ratio"]), cut(dense, data.example, ours["shares"])
-        for side in (peer, ours):
-            side["accuracy"] = []
-            print(f"ratio {row['ratio']}: {side['latency_ratio']:.3f} of dense, widths {side['widths']}", flush=True)
-        for seed in asked.seeds:
-            for side, start in zip((peer, ours), starts, strict=True):
-                side["accuracy"].append(right(train(start, data, seed, asked.epochs, asked.lr)))
+        peer["accuracy"], ours["accuracy"] = peers_own, ours_own
         gain = np.subtract(ours["accuracy"], peer["accuracy"])
         row["gain"] = float(gain.mean())
         row["standard_error"] = float(gain.std(ddof=1) / math.sqrt(len(gain))) if len(gain) > 1 else math.nan
