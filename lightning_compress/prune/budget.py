@@ -217,11 +217,12 @@ class Budget:
         self._cost, self._pattern = _cost(by, model, example, pattern, pricing), pattern
         self.whole = self._cost(pattern.keep())
 
-    def met(self, choose: Callable[[float], Keep], share: float, ranked: Keep, multiple: int | None) -> Keep:
+    def met(self, choose: Callable[[float], Keep], share: float, ranked: Keep, multiple: int, *, last: float) -> Keep:
         """What to keep of what is kept now: what `choose(sparsity)` does and no more than `share` of the cost.
 
-        Where `multiple` is given, room that is left goes to units, so many at a time, by their scores `ranked` within
-        each name: first where they cost nothing (a count that runtimes are fast at), then where they cost least.
+        Where that is no more than the `last` share that will be asked for, and later moves could not help it, room that
+        is left goes to units, `multiple` at a time, by their scores `ranked` within each name: first where they cost
+        nothing (a count that runtimes are fast at), then where they cost least.
 
         Raises:
             ValueError: the budget cannot be met.
@@ -234,7 +235,7 @@ class Budget:
         # A search would take longer than the steps between two moves where units are single weights.
         near = self._cost.near(chosen, target) if isinstance(self._cost, _Apart) else None
         keep = near or chosen(sparsity_for(chosen, self._cost, target))
-        if multiple is None or not isinstance(self._pattern, Channel | Block):
+        if not isinstance(self._pattern, Channel | Block) or self._cost(keep) > last * self.whole:
             return keep
         return self._filled(keep, now, target, ranked, multiple)
 

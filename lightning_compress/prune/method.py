@@ -219,7 +219,7 @@ class Prune(Method):
 
         if self._budget is None:
             return choose(wanted[0])
-        return self._budget.met(choose, 1 - wanted[0], ranked, self.round_to if wanted == self._wanted(1.0) else None)
+        return self._budget.met(choose, 1 - wanted[0], ranked, self.round_to, last=1 - self._wanted(1.0)[0])
 
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Look at data, if the score does: masks that move before the first step do so by these batches."""

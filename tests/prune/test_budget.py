@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import edits
+from lightning_compress.core import edits, surgery
+from lightning_compress.core.schedule import Polynomial
 from lightning_compress.cost.macs import macs
 from lightning_compress.cost.params import num_params
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
@@ -19,6 +20,7 @@ from lightning_compress.prune import allocate
 from lightning_compress.prune.budget import macs_cost, params_cost, sparsity_for
 from lightning_compress.prune.channels import Channel
 from lightning_compress.prune.groups import cuts, groups
+from lightning_compress.prune.method import Prune
 from lightning_compress.prune.scores import magnitude
 from tests.prune import graphs, removing
 
@@ -46,6 +48,22 @@ def test_heads_cost_parameters_too() -> None:
     keep = {root: torch.arange(6) < 4 for root in found}
     small = edits.replay(copy.deepcopy(model), cuts(model, found, keep))
     assert round(params_cost(model, found)(keep), 6) == num_params(small)
+
+
+def test_a_ramp_in_eights_ends_at_its_budget() -> None:
+    """Equal shares in eights go down by cliffs; what fell off one on the way must not end far below."""
+    torch.manual_seed(0)
+    net, x = ResNetCIFAR(20, shortcut="B"), torch.zeros(2, 3, 32, 32)
+    method = Prune(macs=Polynomial(first=1.0, last=0.476, end=0.6), pattern="channel", round_to=8, every=1)
+    model = method.attach(net, x)
+    for step in range(1, 31):
+        method.update(model, step / 30)
+    pattern = method._pattern
+    assert isinstance(pattern, Channel)
+    plain = surgery.plain(model)
+    small = edits.replay(plain, cuts(plain, pattern.groups, pattern.keep()))
+    assert all(layer.out_channels % 8 == 0 for layer in small.modules() if isinstance(layer, nn.Conv2d))
+    assert 0.45 < sum(macs(small, x).values()) / sum(macs(ResNetCIFAR(20, shortcut="B"), x).values()) <= 0.476
 
 
 def test_a_budget_that_cannot_be_met() -> None:
