@@ -43,13 +43,14 @@ def plain_net() -> nn.Module:
     )
 
 
-def methods(teacher: nn.Module, *, rounded: bool = True) -> list[Method]:
+def methods(teacher: nn.Module, *, averaged: bool = False) -> list[Method]:
+    """With `averaged` those to which two halves of a batch are as good as the whole: no squares of each, no codes."""
     ramp = partial(Polynomial, end=0.5)
     found: list[Method] = [
         Prune(ramp(last=0.5), every=2, score="snip"),
-        Prune(ramp(last=0.5), every=2, pattern="channel", score="taylor"),
+        Prune(ramp(last=0.5), every=2, pattern="channel", score="group" if averaged else "taylor"),
     ]
-    if rounded:
+    if not averaged:
         found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
     judged = Adversarial(teacher, conditional=True, optimizer=partial(torch.optim.SGD, lr=0.1))
     return [*found, Distill(teacher, weight=0.5), judged]
@@ -153,7 +154,7 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
         module = CompressionModule(
             bare if averaged else net,
             classification(10),
-            [*methods(teacher, rounded=False), *apart] if averaged else [FromData(), *chosen],
+            [*methods(teacher, averaged=True), *apart] if averaged else [FromData(), *chosen],
             example=torch.zeros(2, 1, 8, 8),
             optimizer=partial(torch.optim.SGD, lr=0.1),
             channels_last=kind == "module",
