@@ -34,6 +34,7 @@ FILES = {
     *("model.onnx", "dense.onnx", "model.lcz", "samples.npz", "preprocessing.json", "labels.json"),
     *("predict.py", "measure.py", "README.txt", "checksums.sha256"),
 }
+pytestmark = pytest.mark.xdist_group("deployed")  # the folder is written once
 
 
 @pytest.fixture(scope="module")

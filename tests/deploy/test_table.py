@@ -14,6 +14,8 @@ from lightning_compress.deploy import table
 from lightning_compress.export.latency_table import Table
 from lightning_compress.export.layers import Layer
 
+pytestmark = pytest.mark.xdist_group("table")  # the table is measured once
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
