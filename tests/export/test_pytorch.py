@@ -55,13 +55,13 @@ def test_compiled_runs_on_integers(bits: tuple[int, int], residual: Make, digits
 
 @compiles
 @pytest.mark.slow
-def test_models_do_not_share_the_few_variants_that_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_models_do_not_share_the_few_variants_that_are_kept() -> None:
     """Otherwise the ninth model of a process would run in eager mode."""
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
     counters.clear()
-    for width in (1, 2, 3):
-        net = nn.Linear(4, width).eval().requires_grad_(False)
-        assert verify.compare(net, pytorch.compiled(Compact(net, {})), torch.randn(3, 4))["max_error"] < 1e-5
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for width in (1, 2, 3):
+            net = nn.Linear(4, width).eval().requires_grad_(False)
+            assert verify.compare(net, pytorch.compiled(Compact(net, {})), torch.randn(3, 4))["max_error"] < 1e-5
     assert counters["stats"]["unique_graphs"] == 3
     assert _integer_layers() == {"conv": 0, "linear": 0}
 
