@@ -112,8 +112,7 @@ class Adversarial(Method):
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Nothing changes, but the student must not be its own teacher."""
-        if {id(p) for p in model.parameters()} & {id(p) for p in self.teacher.model.parameters()}:
-            raise ValueError("Adversarial: teacher and student share parameters; give the teacher a copy of its own")
+        self.teacher.must_differ(model, owner="Adversarial")
         return model
 
     def loss(self, step: Step) -> dict[str, Tensor]:

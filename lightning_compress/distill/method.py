@@ -95,8 +95,7 @@ class Distill(Method):
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Build what hints learn to the shapes of both networks' features; the student must not be its own teacher."""
-        if {id(p) for p in model.parameters()} & {id(p) for p in self.teacher.model.parameters()}:
-            raise ValueError("Distill: teacher and student share parameters; give the teacher a copy of its own")
+        self.teacher.must_differ(model, owner="Distill")
         if self.hints:
             names = list(dict.fromkeys(name for hint in self._hints() for name in hint.teacher))
             student = outputs_of(model, self.taps, example)

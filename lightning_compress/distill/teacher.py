@@ -55,6 +55,15 @@ class Teacher:
         self._device: torch.device | None = None
         self.features: dict[str, Tensor] = {}
 
+    def must_differ(self, student: nn.Module, *, owner: str) -> None:
+        """See that a student is not, in part, its own teacher.
+
+        Raises:
+            ValueError: it is; the message begins with `owner`.
+        """
+        if {id(p) for p in student.parameters()} & {id(p) for p in self.model.parameters()}:
+            raise ValueError(f"{owner}: teacher and student share parameters; give the teacher a copy of its own")
+
     def tap(self, names: Iterable[str]) -> None:
         """Keep in `features` what the submodules called `names` put out."""
         self.features = Taps(self.model, names).features
