@@ -206,7 +206,8 @@ def main() -> None:
         starts += [peers(dense, data.example, row["ratio"]), cut(dense, data.example, row["ours"]["shares"])]
 
     def trained(start: int, seed: int) -> float:
-        found = right(train(starts[start], data, seed, asked.epochs, asked.lr))
+        batches = build.data({**config, "seed": seed})
+        found = right(train(starts[start], batches, seed, asked.epochs, asked.lr))
         print(f"ratio {rows[start // 2]['ratio']}, seed {seed}: {('peer', 'ours')[start % 2]} {found:.2%}", flush=True)
         return found
 
