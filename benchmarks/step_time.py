@@ -26,6 +26,7 @@ from torch.nn import functional as F
 from lightning_compress.core.method import Method
 from lightning_compress.core.schedule import Polynomial
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
@@ -46,7 +47,7 @@ def rows(make_teacher: Make, *, compiled: bool) -> dict[str, Callable[[], list[M
         return Quantize(8, 8)
 
     def distill(cache: bool) -> Method:
-        return Distill(make_teacher(), cache=cache, compile_teacher=compiled)
+        return Distill(Teacher(make_teacher(), cache=cache, compile=compiled))
 
     return {
         "dense": list,

@@ -16,6 +16,7 @@ from lightning_compress.core.schedule import Linear, Polynomial, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
@@ -265,7 +266,7 @@ def test_a_compiled_model_trains_alike_and_has_the_same_checkpoint() -> None:
             Prune(Polynomial(last=0.5, end=0.5), every=2),
             Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2),
             Quantize(Linear(first=8, last=4), 8, start=0.2),
-            Distill(teacher, weight=0.5, hints={"fit": Hint("2", loss="hint")}, compile_teacher=compiled),
+            Distill(Teacher(teacher, compile=compiled), weight=0.5, hints={"fit": Hint("2", loss="hint")}),
         ]
         trained = module(methods, net, compile_model=compiled)
         trainer().fit(trained, loader(), loader())

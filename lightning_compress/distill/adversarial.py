@@ -13,10 +13,9 @@ from torch.optim import Optimizer
 from lightning_compress.core import lookup
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
-from lightning_compress.core.tap import Taps
 from lightning_compress.distill import adversarial_losses
 from lightning_compress.distill.discriminator import Discriminator
-from lightning_compress.distill.teacher import Teacher
+from lightning_compress.distill.teacher import Teacher, as_teacher
 
 _NAME = "adversarial"
 _ADAM = partial(torch.optim.Adam, lr=1e-4)
@@ -35,8 +34,7 @@ class Adversarial(Method):
     al. 2018, arXiv 1803.10750), through a linear adapter if widths differ: the same as a 1x1 convolution before the
     mean. It is an MLP with the widths `hidden` and takes `steps` of its own `optimizer` after each of the student's;
     with `doubt`, a share of the student's samples count as the teacher's for it, against its winning. `loss` is a
-    function of `distill/adversarial_losses.py` by name, or a dotted path. `cache`, `outputs` and `compile_teacher` are
-    as in `Distill`.
+    function of `distill/adversarial_losses.py` by name, or a dotted path.
 
     A discriminator that is always right teaches little, and so does one that guesses while the student is far off: if
     either holds over `patience` steps there is a warning, once. No error: other terms go on, and it may recover.
@@ -52,7 +50,7 @@ class Adversarial(Method):
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | Teacher,
         *,
         layer: str | None = None,
         teacher_layer: str | None = None,
@@ -65,9 +63,6 @@ class Adversarial(Method):
         doubt: float = 0.0,
         patience: int = 200,
         seed: int = 0,
-        cache: bool = False,
-        outputs: Sequence[Tensor] = (),
-        compile_teacher: bool = False,
     ) -> None:
         super().__init__()
         self.weight = as_schedule(weight)
@@ -78,15 +73,16 @@ class Adversarial(Method):
             )
         if layer is None and teacher_layer is not None:
             raise ValueError(f"Adversarial: teacher_layer={teacher_layer!r} needs layer, the student's; write both")
-        if layer is not None and cache:
-            raise ValueError("Adversarial: the cache keeps the teacher's outputs, not its features; write cache=false")
+        self.teacher = as_teacher(teacher)
+        if layer is not None and self.teacher.cache:
+            raise ValueError(
+                "Adversarial: a teacher's cache keeps its outputs, not its features; write teacher.cache=false"
+            )
         self.taps = () if layer is None else (layer,)
         self.conditional, self.steps = conditional, steps
         function = lookup.function(loss, adversarial_losses)
         self._make = partial(Discriminator, hidden=hidden, optimizer=optimizer, loss=function, doubt=doubt, seed=seed)
-        self.teacher = Teacher(teacher, cache=cache, outputs=outputs, compile=compile_teacher)
         self._teacher_layer = teacher_layer or layer
-        self._teacher_taps: Taps | None = None
         self.health = Health(patience)
         # Made when the first features are there, as a checkpoint was by then: its state waits.
         self.discriminator: Discriminator | None = None
@@ -111,8 +107,10 @@ class Adversarial(Method):
                 self.discriminator.load_state(state["discriminator"])
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
-        """Nothing changes, but the student must not be its own teacher."""
+        """The student stays as it is, but it must not be its own teacher; the teacher's module is looked for."""
         self.teacher.must_differ(model, owner="Adversarial")
+        if self._teacher_layer is not None:
+            self.teacher.tap([self._teacher_layer])
         return model
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -140,12 +138,10 @@ class Adversarial(Method):
 
     def _features(self, step: Step) -> tuple[Tensor, Tensor]:
         """What the discriminator is shown, [batch, width] in float32: the student's and the teacher's."""
-        if self._teacher_layer is not None and self._teacher_taps is None:
-            self._teacher_taps = Taps(self.teacher.model, [self._teacher_layer])
-        soft = self.teacher(step.inputs, step.index, step.view)
-        if self._teacher_taps is not None:
-            (ours,), (theirs,) = self.taps, self._teacher_taps.features
-            return _pooled(step.features[ours], ours), _pooled(self._teacher_taps.features[theirs], theirs)
+        soft = self.teacher.of(step)
+        if self._teacher_layer is not None:
+            (ours,), theirs = self.taps, self._teacher_layer
+            return _pooled(step.features[ours], ours), _pooled(self.teacher.features[theirs], theirs)
         if soft.shape != step.outputs.shape:
             raise ValueError(
                 f"Adversarial: teacher and student must put out the same shape, got {tuple(soft.shape)} and "

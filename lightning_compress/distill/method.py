@@ -1,6 +1,6 @@
 """`Distill`: learning from a teacher's outputs and features beside the labels."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import reduce
 from typing import Any, ClassVar, final
 
@@ -14,7 +14,7 @@ from lightning_compress.distill import logits
 from lightning_compress.distill.asking import asked
 from lightning_compress.distill.effect import Effects
 from lightning_compress.distill.hint import Hint, outputs_of
-from lightning_compress.distill.teacher import Teacher
+from lightning_compress.distill.teacher import Teacher, as_teacher
 
 _NAME = "distill"
 
@@ -26,14 +26,13 @@ class Distill(Method):
     `temperature` and `weight` are numbers or schedules of progress; `loss` is a function of `distill/logits.py` by
     name, or a dotted path, and `options` sets its own options; null adds nothing. `hints` are terms on features, by
     names of your choice, each with a weight of its own. With `labels`, a number or schedule too, the task loss is
-    weighed by that and `weight` need not be a share. With `cache` the teacher sees each training sample once, or never
-    if its `outputs` for all of them are given, [samples, classes] for each random view; with `compile_teacher` it runs
-    compiled. Of outputs by name, those of a model with several heads, each head learns from the teacher's of its name,
-    and the terms are added up.
+    weighed by that and `weight` need not be a share. How the teacher runs, and what is kept of its outputs, a `Teacher`
+    says. Of outputs by name, those of a model with several heads, each head learns from the teacher's of its name, and
+    the terms are added up.
 
     Raises:
         ValueError: a temperature that is not positive, a negative weight, or one above 1 that leaves the labels less
-            than nothing; an option that the loss does not have; hints with `cache`; nothing to learn.
+            than nothing; an option that the loss does not have; hints of a teacher with a cache; nothing to learn.
 
     >>> Distill(nn.Linear(2, 2), weight=0.7).task_weight(0.5)
     0.30000000000000004
@@ -43,7 +42,7 @@ class Distill(Method):
 
     def __init__(
         self,
-        teacher: nn.Module,
+        teacher: nn.Module | Teacher,
         *,
         temperature: float | Schedule = 4.0,
         weight: float | Schedule = 0.9,
@@ -51,9 +50,6 @@ class Distill(Method):
         loss: str | Callable[..., Tensor] | None = "kl",
         options: Mapping[str, Any] | None = None,
         hints: Mapping[str, Hint] | None = None,
-        cache: bool = False,
-        outputs: Sequence[Tensor] = (),
-        compile_teacher: bool = False,
     ) -> None:
         super().__init__()
         self.temperature, self.weight = as_schedule(temperature), as_schedule(weight if loss is not None else 0.0)
@@ -68,9 +64,9 @@ class Distill(Method):
         for hint in hints.values():
             lookup.instance(hint, Hint, owner="a hint of Distill")
         self.hints, self._names = nn.ModuleList(hints.values()), [f"hint/{name}" for name in hints]
-        self._check_terms(cache)
+        self.teacher = as_teacher(teacher)
+        self._check_terms()
         self.taps = tuple(dict.fromkeys(name for hint in hints.values() for name in hint.student))
-        self.teacher = Teacher(teacher, cache=cache, outputs=outputs, compile=compile_teacher)
         self._effects = Effects([*self._names, *([_NAME] if self.function is not None else [])])
 
     def _check_numbers(self) -> None:
@@ -85,12 +81,13 @@ class Distill(Method):
             if weight < 0.0 or (self.labels is not None and self.labels(progress) < 0.0):
                 raise ValueError("Distill: weight and labels must not be negative")
 
-    def _check_terms(self, cache: bool) -> None:
+    def _check_terms(self) -> None:
         if self.function is None and not self.hints:
             raise ValueError("Distill: loss=null without hints leaves nothing to learn from the teacher; add a hint")
-        if cache and self.hints:
+        if self.teacher.cache and self.hints:
             raise ValueError(
-                "Distill: the cache keeps the teacher's outputs only, and hints need its features; write cache=false"
+                "Distill: a teacher's cache keeps its outputs only, and hints need its features; "
+                "write teacher.cache=false"
             )
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
@@ -130,7 +127,7 @@ class Distill(Method):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The term on outputs, and one for each hint."""
-        soft = self.teacher(step.inputs, step.index, step.view)
+        soft = self.teacher.of(step)
         ours, theirs = _by_head(step.outputs), _by_head(soft)
         terms = {}
         if self.function is not None:

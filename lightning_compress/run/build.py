@@ -1,5 +1,6 @@
 """From a configuration to objects."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,6 +11,7 @@ from torch import nn
 from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.method import Method
 from lightning_compress.core.task import Task, classification
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
 from lightning_compress.run import device, priced
@@ -98,17 +100,17 @@ def methods(
 ) -> list[Method]:
     """The methods called `names` (all that are on, if None), in the order of the configuration.
 
-    Of a teacher whose outputs are kept, `outputs` may give them for all of the training data. Peers are networks for
-    the data `module`, made anew in each phase; what else learns from labels beside the student has the run's own loss.
+    They have one teacher; if its outputs are kept, `outputs` may give them for all of the training data. Peers are
+    networks for the data `module`, made anew in each phase; what else learns from labels beside the student has the
+    run's own loss.
     """
+    one = functools.cache(lambda: _teacher(config, teacher(), outputs))
     made = []
     for name, node in config["methods"].items():
         if node is not None and (names is None or name in names):
-            offered: dict[str, Any] = {"compile_teacher": device.compiled(config["speed"]["compile"])}
+            offered: dict[str, Any] = {}
             if "teacher" in signature(node, config["allow"]):
-                offered["teacher"] = teacher()
-                if node.get("cache") and outputs is not None:
-                    offered["outputs"] = outputs(offered["teacher"])
+                offered["teacher"] = one()
             if "task_loss" in signature(node, config["allow"]):
                 offered["task_loss"] = task(config, module).loss
             if "peers" in signature(node, config["allow"]):
@@ -118,6 +120,18 @@ def methods(
                 offered["price"] = priced.ByChannels(config["measure"]["table"])
             made.append(conf.build(node, config["allow"], **offered))
     return made
+
+
+def _teacher(config: Config, network: nn.Module, outputs: Callable[[nn.Module], list[torch.Tensor]] | None) -> Teacher:
+    wanted = config["teacher"]
+    return Teacher(
+        network,
+        cache=wanted["cache"],
+        outputs=outputs(network) if wanted["cache"] and outputs is not None else (),
+        compile=device.compiled(config["speed"]["compile"]),
+        mode=wanted["mode"],
+        bf16=wanted["bf16"],
+    )
 
 
 def _peers(wanted: Config, config: Config, module: Any) -> list[nn.Module]:
@@ -143,9 +157,7 @@ def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_i
 
     `stand_in` gives a network in the teacher's place. Raises what methods and `core/compressor.py` raise.
     """
-    if isinstance(module.num_classes, Mapping) and any(
-        (node or {}).get("cache") for node in config["methods"].values()
-    ):
+    if isinstance(module.num_classes, Mapping) and config["teacher"]["cache"]:
         raise ConfigError("of a teacher one output is kept, and data.heads asks for several: choose distill=kl")
     for phase in phases(config):
         Compressor(methods(config, phase["methods"], stand_in, module=module)).attach(make(), module.example)

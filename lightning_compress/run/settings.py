@@ -198,13 +198,16 @@ _FORMS: _Forms = {
         "probabilities or logits, or null for probabilities",
         _or_null(lambda value: value in ("probabilities", "logits")),
     ),
+    "teacher.mode": ("eval or train_bn", lambda value: value in ("eval", "train_bn")),
     **_same(("epochs", "teacher.epochs"), "a count from 0 up", _whole),
     **_same(("checkpoint_every", "validate_every"), "a count from 1 up", _count),
     **_same(("measure.batch_size", "measure.threads", "measure.rounds"), "a count from 1 up", _count),
     "speed.threads": ("a count from 1 up, or null", _or_null(_count)),
     "seed": ("a whole number from 0 up to 2^32 - 1", _seed),
     "label_smoothing": ("a number in [0, 1)", _share),
-    **_same(("evaluate_test", "measure.latency", "measure.onnx"), "true or false", _switch),
+    **_same(
+        ("evaluate_test", "teacher.bf16", "teacher.cache", "measure.latency", "measure.onnx"), "true or false", _switch
+    ),
     **_same(("speed.channels_last", "speed.compile"), "true, false or null", _or_null(_switch)),
     **_same(("name", "wandb.mode", "wandb.project", "wandb.job_type", "wandb.name"), "a word", _word),
     **_same(

@@ -43,7 +43,7 @@ def teacher_outputs(config: Config, data: Any, teacher: nn.Module) -> list[Tenso
     if data.views is None:
         raise ConfigError(
             "teacher.outputs needs views of the samples that come back, and this data draws new ones in every epoch; "
-            "write data.views=4, say, or teacher.outputs=null with distill.cache=false"
+            "write data.views=4, say, or teacher.outputs=null with teacher.cache=false"
         )
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)

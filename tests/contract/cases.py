@@ -24,6 +24,7 @@ from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
 from lightning_compress.distill.own import OwnTeacher
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 from lightning_compress.models.shared_trunk import SharedTrunk
@@ -375,7 +376,7 @@ ROWS: dict[str, Case] = {
         activation_bits=8,
     ),
     "distill-live": Case(lambda: [_distill()]),
-    "distill-cached": Case(lambda: [Distill(_teacher(), weight=Linear(first=0.2, last=0.8), cache=True)]),
+    "distill-cached": Case(lambda: [Distill(Teacher(_teacher(), cache=True), weight=Linear(first=0.2, last=0.8))]),
     "mutual-prune-quantize": Case(
         lambda: [_prune(), _quantize(), Mutual([conv_net(), mlp()])],
         sparsity=0.6,

@@ -15,7 +15,7 @@ from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.core.tap import _Tap
 from lightning_compress.distill.adversarial import Adversarial, Health
 from lightning_compress.distill.discriminator import Discriminator
-from lightning_compress.distill.teacher import fingerprint
+from lightning_compress.distill.teacher import Teacher, fingerprint
 from lightning_compress.run.config import CONF
 from tests.contract import cases
 
@@ -54,6 +54,7 @@ def test_the_term_is_the_weighted_loss_on_logits(conditional: bool) -> None:
 def test_features_are_pooled_and_adapted_to_the_teachers_width() -> None:
     teacher = net(4)
     method = Adversarial(teacher, layer="1", weight=1.0)
+    method.attach(nn.Identity(), None)
     maps, tokens = torch.randn(5, 6, 3, 3, requires_grad=True), torch.randn(5, 9, 6)
     step = a_step(torch.randn(5, 3), features={"1": maps})
     term = method.loss(step)["adversarial"]
@@ -122,7 +123,7 @@ def test_it_runs_in_full_precision_under_autocast() -> None:
 
 def test_the_cache_serves_logits() -> None:
     given = torch.randn(9, 3)
-    method = Adversarial(net(4), cache=True, outputs=[given])
+    method = Adversarial(Teacher(net(4), cache=True, outputs=[given]))
     place: dict[str, Any] = {"view": torch.zeros(2, dtype=torch.int64), "index": torch.tensor([7, 1])}
     method.loss(a_step(torch.randn(2, 3), **place))
     assert torch.equal(method._seen[0][1], given[[7, 1]])
@@ -218,7 +219,6 @@ def test_its_effect_is_looked_for_once_it_counts() -> None:
         ({"steps": 0}, "steps=0"),
         ({"doubt": 0.5}, r"doubt lies in \[0, 0.5\).*doubt=0.5"),
         ({"teacher_layer": "1"}, "teacher_layer='1' needs layer"),
-        ({"layer": "1", "cache": True}, "write cache=false"),
         ({"loss": "least_square"}, "did you mean 'least_squares'"),
     ],
 )
@@ -227,13 +227,20 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
         Adversarial(net(4), **options)
 
 
+def test_a_cache_keeps_no_features() -> None:
+    with pytest.raises(ValueError, match=r"write teacher\.cache=false"):
+        Adversarial(Teacher(net(4), cache=True), layer="1")
+
+
 def test_bad_features() -> None:
     with pytest.raises(ValueError, match=r"same shape, got \(5, 7\) and \(5, 3\)"):
         Adversarial(net(4, 7)).loss(a_step(torch.randn(5, 3)))
     with pytest.raises(ValueError, match="no module 'conv' to tap"):
-        Adversarial(net(4), layer="0", teacher_layer="conv").loss(a_step(torch.randn(5, 3)))
+        Adversarial(net(4), layer="0", teacher_layer="conv").attach(nn.Identity(), None)
+    method = Adversarial(net(4), layer="0")
+    method.attach(nn.Identity(), None)
     with pytest.raises(ValueError, match=r"expected '0' to put out .*got \[7\]; choose another layer"):
-        Adversarial(net(4), layer="0").loss(a_step(torch.randn(5, 3), features={"0": torch.ones(7)}))
+        method.loss(a_step(torch.randn(5, 3), features={"0": torch.ones(7)}))
     with pytest.raises(ValueError, match="the model has several heads; write layer=NAME"):
         Adversarial(net(4)).loss(replace(a_step(torch.randn(5, 3)), outputs={"a": torch.randn(5, 3)}))
     shared = net(4)

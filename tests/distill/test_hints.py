@@ -15,6 +15,7 @@ from lightning_compress.distill import contrast, features, learned, relations, r
 from lightning_compress.distill.adapters import negative_mean
 from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 
@@ -211,8 +212,8 @@ def test_features_that_are_changed_in_place_are_refused() -> None:
 
 def test_the_cache_and_nothing_to_learn_are_refused() -> None:
     hints = {"a": Hint("5", loss="attention")}
-    with pytest.raises(ValueError, match=r"hints need its features; write cache=false"):
-        Distill(net(6, 9), hints=hints, cache=True)
+    with pytest.raises(ValueError, match=r"hints need its features; write teacher\.cache=false"):
+        Distill(Teacher(net(6, 9), cache=True), hints=hints)
     with pytest.raises(ValueError, match="leaves nothing to learn"):
         Distill(net(6, 9), loss=None)
     with pytest.raises(ValueError, match=r"a hint of Distill is an object.*got 'attention'"):

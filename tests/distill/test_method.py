@@ -11,7 +11,7 @@ from lightning_compress.core.method import Step
 from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.distill.logits import dkd, kl
 from lightning_compress.distill.method import Distill
-from lightning_compress.distill.teacher import fingerprint
+from lightning_compress.distill.teacher import Teacher, fingerprint
 from lightning_compress.models.shared_trunk import SharedTrunk
 
 
@@ -118,7 +118,7 @@ def test_training_on_it_reaches_the_teacher() -> None:
 
 
 def test_cache_goes_to_the_teacher() -> None:
-    method = Distill(teacher(), cache=True)
+    method = Distill(Teacher(teacher(), cache=True))
     outputs = torch.randn(2, 3)
     index = torch.tensor([0, 1])
     method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=index))
@@ -190,7 +190,7 @@ def test_bad_options(options: dict[str, Any], message: str) -> None:
 
 def test_given_outputs_go_to_the_teacher() -> None:
     given, outputs = torch.randn(9, 3), torch.randn(2, 3)
-    method = Distill(teacher(), cache=True, outputs=[given], weight=1.0, temperature=2.0)
+    method = Distill(Teacher(teacher(), cache=True, outputs=[given]), weight=1.0, temperature=2.0)
     term = method.loss(a_step(outputs, view=torch.tensor([0, 0]), index=torch.tensor([7, 1])))["distill"]
     torch.testing.assert_close(term, kl(outputs, given[[7, 1]], 2.0))
 
@@ -214,4 +214,4 @@ def test_each_head_learns_from_the_one_of_its_name() -> None:
         with pytest.raises(ValueError, match="must put out the same shape"):
             Distill(teacher).loss(step)
     with pytest.raises(ValueError, match="cache=true keeps one output, and the teacher has several"):
-        Distill(heads("a", "b"), cache=True).loss(step)
+        Distill(Teacher(heads("a", "b"), cache=True)).loss(step)

@@ -1,9 +1,11 @@
+import copy
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.method import Step
 from lightning_compress.distill.teacher import Teacher, fingerprint
 
 
@@ -162,3 +164,46 @@ def test_given_outputs_are_what_it_says_and_it_never_runs() -> None:
 def test_outputs_without_a_cache_are_refused() -> None:
     with pytest.raises(ValueError, match="write cache=true, or leave outputs away"):
         Teacher(Counting(), outputs=[torch.randn(50, 4)])
+
+
+def test_with_train_bn_norms_take_the_statistics_of_the_batch_and_keep_their_own() -> None:
+    model = Counting()
+    before = fingerprint(model)
+    teacher = Teacher(model, mode="train_bn")
+    found = teacher(DATA)
+    assert fingerprint(model) == before == teacher.hash
+    hidden = model.net[0](DATA)
+    mean, deviation = hidden.mean(0), hidden.var(0, unbiased=False)
+    torch.testing.assert_close(found, model.net[3]((hidden - mean) / (deviation + 1e-5).sqrt()))
+    assert not torch.allclose(found, Teacher(copy.deepcopy(model))(DATA))
+
+
+def test_a_cache_and_batch_statistics_do_not_go_together() -> None:
+    with pytest.raises(ValueError, match="mode is 'eval' or, without a cache, 'train_bn'"):
+        Teacher(Counting(), cache=True, mode="train_bn")
+    with pytest.raises(ValueError, match="got mode='train'"):
+        Teacher(Counting(), mode="train")  # type: ignore[arg-type]
+
+
+def test_bf16_runs_under_autocast() -> None:
+    model = Counting()
+    found, exact = Teacher(model, bf16=True)(DATA), Teacher(model)(DATA)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, atol=0.05, rtol=0.05)
+
+
+def test_methods_that_share_it_let_it_run_once_a_step() -> None:
+    model = Counting()
+    teacher = Teacher(model)
+    teacher.tap(["net.0"])
+
+    def step() -> Step:
+        zero = torch.zeros(())
+        return Step(inputs=DATA, targets=None, outputs=None, task_loss=zero, progress=0.0, model=model)
+
+    first = step()
+    assert teacher.of(first) is teacher.of(first)
+    assert len(model.seen) == 1
+    teacher.of(step())  # the same inputs, but another step
+    assert len(model.seen) == 2
+    assert teacher.features["net.0"].shape == (50, 8)

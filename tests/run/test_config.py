@@ -80,7 +80,7 @@ def test_defaults() -> None:
             *("distill", "mutual", "own_teacher", "adversarial"),
         ]
     )
-    of_teachers = {"epochs": 30, "assistants": {}, "members": {}}
+    of_teachers = {"epochs": 30, "assistants": {}, "members": {}, "mode": "eval", "bf16": False, "cache": False}
     assert config["teacher"] == of_teachers | dict.fromkeys(("model", "weights", "mean", "folder", "outputs"))
     assert config["wandb"]["name"] == "run"
 
