@@ -32,7 +32,7 @@ def fingerprint(model: nn.Module) -> str:
 class Teacher:
     """Runs a frozen `model` under `no_grad`, on the device of what it is given; methods may have one together.
 
-    In `mode` "eval" batch norms take the statistics of their training, in "train_bn" each batch's own (as Heo 2019 does,
+    In `mode` "eval" batch norms take the statistics of their training, in "train_bn" each batch's own (as in Heo 2019,
     arXiv 1904.01866); the teacher stays the same in both. With `bf16` it runs under autocast to bfloat16.
     With `cache`, the output for each view of a sample is computed once and kept: correct only while views come back.
     `outputs` are kept from the start, and the model never runs: one tensor [samples, ...] for each random view, counted
