@@ -156,7 +156,9 @@ class Compress(pl.Callback):
         if trainer.global_step > self._seen_steps:
             self._seen_steps = trainer.global_step
             assert self._student is not None
-            self.compressor.update(self._student, trainer.optimizers)
+            figures = self.compressor.update(self._student, trainer.optimizers)
+            named = {f"train/{name}": value for name, value in figures.items()}
+            pl_module.log_dict(named, on_step=True, on_epoch=False)
 
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]

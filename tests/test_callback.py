@@ -333,10 +333,17 @@ def test_the_task_loss_is_the_modules_own(tmp_path: Path) -> None:
     assert gain.task_losses == pytest.approx(wanted, rel=1e-5)
 
 
-def test_terms_are_logged() -> None:
-    run = trainer(compress([Gain()]), max_epochs=1)
+def test_terms_and_figures_are_logged_and_a_learned_weight_learns() -> None:
+    distill = Distill(teacher(), weight=0.7, balance="uncertainty")
+    distill.balance.set_extra_state({"begun": True})  # so that its own start, all 1, is where it goes on from
+    gain = Gain()
+    run = trainer(compress([gain, distill]), max_epochs=1, limit_train_batches=1)
     run.fit(Mine(), loader())
-    assert 3.0 < float(run.callback_metrics["train/gain"]) < 4.0
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["train/gain"] == 4.0
+    assert (logged["train/balance/task"], logged["train/balance/distill"]) == pytest.approx((0.3, 0.7))
+    slopes = [0.3 * (0.5 - gain.task_losses[0]), 0.7 * (0.5 - logged["train/distill"] / 0.7)]
+    assert distill.param_groups()[0]["params"][0].tolist() == pytest.approx([-0.05 * slope for slope in slopes])
 
 
 def test_a_checkpoint_can_be_tested_in_a_new_module(tmp_path: Path) -> None:

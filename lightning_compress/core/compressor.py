@@ -129,11 +129,11 @@ class Compressor(nn.Module):
             features=self.features(),
         )
 
-    def task_weight(self) -> float:
+    def task_weight(self) -> float | Tensor:
         """Factor on the task loss."""
-        weight = 1.0
+        weight: float | Tensor = 1.0
         for method in self._all():
-            weight *= method.task_weight(self.progress)
+            weight = weight * method.task_weight(self.progress)
         return weight
 
     def loss(self, step: Step) -> dict[str, Tensor]:

@@ -81,8 +81,8 @@ class Method(nn.Module):
         """Optimizer groups of the method's own learnables."""
         return []
 
-    def task_weight(self, progress: float) -> float:
-        """Factor on the task loss; the factors of all methods are multiplied."""
+    def task_weight(self, progress: float) -> float | Tensor:
+        """Factor on the task loss, a tensor where it is learned; the factors of all methods are multiplied."""
         return 1.0
 
     def loss(self, step: Step) -> dict[str, Tensor]:

@@ -1,6 +1,6 @@
 """`Distill`: learning from a teacher's outputs and features beside the labels."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import Any, ClassVar, final
 
@@ -12,6 +12,7 @@ from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.distill import logits
 from lightning_compress.distill.asking import asked
+from lightning_compress.distill.balance import BALANCES, Balance, Term
 from lightning_compress.distill.effect import Effects
 from lightning_compress.distill.hint import Hint, outputs_of
 from lightning_compress.distill.teacher import Teacher, as_teacher
@@ -28,7 +29,9 @@ class Distill(Method):
     names of your choice, each with a weight of its own. With `labels`, a number or schedule too, the task loss is
     weighed by that and `weight` need not be a share. How the teacher runs, and what is kept of its outputs, a `Teacher`
     says. Of outputs by name, those of a model with several heads, each head learns from the teacher's of its name, and
-    the terms are added up.
+    the terms are added up. `balance` is how the terms and the task loss are weighed besides, by `weight` and its
+    fellows: "fixed", not at all, or "uncertainty" or "gradient_norm" (`distill/balance.py`), or what makes a `Balance`
+    of the terms' names, or the dotted path of that.
 
     Raises:
         ValueError: a temperature that is not positive, a negative weight, or one above 1 that leaves the labels less
@@ -50,6 +53,7 @@ class Distill(Method):
         loss: str | Callable[..., Tensor] | None = "kl",
         options: Mapping[str, Any] | None = None,
         hints: Mapping[str, Hint] | None = None,
+        balance: str | Callable[[Sequence[str]], Balance] = "fixed",
     ) -> None:
         super().__init__()
         self.temperature, self.weight = as_schedule(temperature), as_schedule(weight if loss is not None else 0.0)
@@ -67,7 +71,9 @@ class Distill(Method):
         self.teacher = as_teacher(teacher)
         self._check_terms()
         self.taps = tuple(dict.fromkeys(name for hint in hints.values() for name in hint.student))
-        self._effects = Effects([*self._names, *([_NAME] if self.function is not None else [])])
+        names = [*([_NAME] if self.function is not None else []), *self._names]
+        self._effects = Effects(names)
+        self.balance: Balance = lookup.among(balance, BALANCES, owner="Distill: balance")(names)
 
     def _check_numbers(self) -> None:
         for progress in (0.0, 1.0):
@@ -117,12 +123,17 @@ class Distill(Method):
             hint.prepare(features)
 
     def param_groups(self) -> list[dict[str, Any]]:
-        """What the hints learn."""
+        """What the hints learn, and the balance: that without decay, which would pull its weights to 1."""
         own = [parameter for parameter in self.hints.parameters() if parameter.requires_grad]
-        return [{"params": own}] if own else []
+        balance = list(self.balance.parameters())
+        groups: list[dict[str, Any]] = [{"params": own}, {"params": balance, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
 
-    def task_weight(self, progress: float) -> float:
-        """What is left to the labels."""
+    def task_weight(self, progress: float) -> float | Tensor:
+        """What is left to the labels, as the balance has it."""
+        return self._left(progress) * self.balance.task
+
+    def _left(self, progress: float) -> float:
         return 1.0 - self.weight(progress) if self.labels is None else self.labels(progress)
 
     def loss(self, step: Step) -> dict[str, Tensor]:
@@ -131,14 +142,20 @@ class Distill(Method):
         ours, theirs = _by_head(step.outputs), _by_head(soft)
         terms = {}
         if self.function is not None:
-            term = self._term(step, ours, theirs)
-            terms[_NAME] = self._seen(_NAME, term, self.weight(step.progress), list(ours.values()))
+            terms[_NAME] = Term(self._term(step, ours, theirs), self.weight(step.progress), list(ours.values()))
         offered = {"targets": step.targets, "index": step.index}
         for name, hint in zip(self._names, self._hints(), strict=True):
             looked_at = [step.features[layer] for layer in hint.student]
             term = hint(step.features, self.teacher.features, offered)
-            terms[name] = self._seen(name, term, hint.weight(step.progress), looked_at)
-        return terms
+            terms[name] = Term(term, hint.weight(step.progress), looked_at)
+        for name, each in terms.items():
+            if each.weight > 0.0:
+                self._effects.see(name, each.loss, each.outputs)
+        return self.balance(Term(step.task_loss, self._left(step.progress), []), terms)  # type: ignore[no-any-return]
+
+    def update(self, model: nn.Module, progress: float) -> dict[str, float]:
+        """The weights in use, where the balance changes them."""
+        return self.balance.figures()
 
     def _term(self, step: Step, ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
         shapes = [{name: tuple(head.shape) for name, head in heads.items()} for heads in (theirs, ours)]
@@ -157,11 +174,6 @@ class Distill(Method):
             asked = {kind: offered[kind] for kind in self._asked}
             terms.append(self.function(outputs, theirs[name], **asked, **self.options))
         return reduce(torch.add, terms)
-
-    def _seen(self, name: str, term: Tensor, weight: float, outputs: list[Tensor]) -> Tensor:
-        if weight > 0.0:
-            self._effects.see(name, term, outputs)
-        return weight * term
 
     def settled(self, progress: float) -> bool:
         """Whether every term has counted for once."""

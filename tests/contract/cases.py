@@ -134,8 +134,8 @@ def _distill() -> Distill:
     return Distill(_teacher(), weight=0.5)
 
 
-def _hints(**hints: Hint) -> Distill:
-    return Distill(_teacher(), weight=0.5, hints=hints)
+def _hints(*, balance: str = "fixed", **hints: Hint) -> Distill:
+    return Distill(_teacher(), weight=0.5, hints=hints, balance=balance)
 
 
 @dataclass(frozen=True)
@@ -340,6 +340,7 @@ ROWS: dict[str, Case] = {
             _channel(),
             _quantize(),
             _hints(
+                balance="gradient_norm",
                 attention=Hint("5", loss="attention", weight=Linear(first=10.0, last=0.0)),
                 fit=Hint(["2", "5"], loss="hint"),
                 crd=Hint("7", loss="CRD", weight=0.1, options={"negatives": 20}),
@@ -368,7 +369,7 @@ ROWS: dict[str, Case] = {
         lambda: [
             _prune(),
             _quantize(),
-            _distill(),
+            Distill(_teacher(), weight=0.5, balance="uncertainty"),
             Adversarial(_teacher(), layer="5", teacher_layer="2", conditional=True),
         ],
         sparsity=0.6,

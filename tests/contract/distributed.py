@@ -53,7 +53,7 @@ def methods(teacher: nn.Module, *, averaged: bool = False) -> list[Method]:
     if not averaged:
         found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
     judged = Adversarial(teacher, conditional=True, optimizer=partial(torch.optim.SGD, lr=0.1))
-    return [*found, Distill(teacher, weight=0.5), judged]
+    return [*found, Distill(teacher, weight=0.5, balance="gradient_norm" if averaged else "fixed"), judged]
 
 
 def learned(teacher: nn.Module) -> list[Method]:
@@ -63,7 +63,7 @@ def learned(teacher: nn.Module) -> list[Method]:
         Freeze(start=0.3, every=1),
         Quantize(4, 6, weights="lsq", activations="lsq_plus", start=0.4, exclude=["<last>"]),
         Quantize(2, 6, weights="ttq", activations="pact", select="^9$"),
-        Distill(teacher, weight=0.5, hints=hints()),
+        Distill(teacher, weight=0.5, hints=hints(), balance="uncertainty"),
     ]
 
 

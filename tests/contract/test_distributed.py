@@ -65,6 +65,8 @@ def test_ranks_end_with_the_same_hints_and_banks(folder: Path) -> None:
     assert int((banks[0]["labels"] >= 0).sum()) > 100  # of two ranks' batches, 16 samples each, in six steps
     epochs = _ranks(folder, "learned")[0]["epochs"]
     assert all(row[f"train/hint/{name}"] > 0 for row in epochs for name in ("fit", "factor", "crd"))
+    weights = [row[f"train/balance/hint/{name}"] for row in epochs for name in ("fit", "factor", "crd")]
+    assert 1.0 not in weights  # learned
 
 
 def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
