@@ -15,6 +15,7 @@ from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.distill import adversarial_losses
 from lightning_compress.distill.discriminator import Discriminator
+from lightning_compress.distill.effect import Effects
 from lightning_compress.distill.teacher import Teacher, as_teacher
 
 _NAME = "adversarial"
@@ -89,8 +90,7 @@ class Adversarial(Method):
         self._waiting: dict[str, Any] = {}
         # Features, and targets where they are looked at, of the batches since the last optimizer step.
         self._seen: list[tuple[Tensor, ...]] = []
-        self._checked = False
-        self._fault: str | None = None
+        self._effects = Effects([_NAME])
 
     def get_extra_state(self) -> dict[str, Any]:
         """The discriminator, its optimizer, and how it has fared."""
@@ -125,8 +125,8 @@ class Adversarial(Method):
         if self.discriminator is None:
             self.discriminator = self._made(student, teacher, step.outputs.shape[1] if self.conditional else 0)
         term, weight = self.discriminator.fooled(student, *targets), self.weight(step.progress)
-        if weight > 0 and not self._checked:
-            self._checked, self._fault = True, _fault(term, student)
+        if weight > 0:
+            self._effects.see(_NAME, term, [student])
         self._seen.append((student.detach(), teacher, *targets))
         return {_NAME: weight * term}
 
@@ -159,11 +159,11 @@ class Adversarial(Method):
 
     def settled(self, progress: float) -> bool:
         """Whether the term has counted for once."""
-        return self._checked
+        return self._effects.settled
 
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
-        """A term that does not move the student."""
-        return self._fault
+        """A term that is zero, or does not move the student."""
+        return self._effects.fault
 
 
 def _pooled(features: Any, name: str) -> Tensor:
@@ -176,15 +176,6 @@ def _pooled(features: Any, name: str) -> Tensor:
         )
     places = {2: (), 3: (1,), 4: (2, 3)}[features.dim()]
     return features.float().mean(places) if places else features.float()
-
-
-def _fault(term: Tensor, student: Tensor) -> str | None:
-    if not term.requires_grad:
-        return "its loss carries no gradient: are the student's outputs detached?"
-    (slope,) = torch.autograd.grad(term, student, retain_graph=True)
-    if not slope.any():
-        return f"its loss is {float(term.detach()):.3g} with no gradient in the student: are the features constant?"
-    return None
 
 
 @final

@@ -193,10 +193,10 @@ def test_figures_are_means_and_the_gap_counts_spread_too() -> None:
 def test_a_term_without_effect_is_an_error() -> None:
     student = nn.Linear(2, 3)
     for outputs, why in (
-        (torch.randn(5, 3), "no gradient: are"),
-        (torch.zeros(5, 3, requires_grad=True), "with no gradient"),
+        (torch.randn(5, 3), "the term 'adversarial' carries no gradient: are"),
+        (torch.zeros(5, 3, requires_grad=True), "is 1 but has no gradient in the student"),
     ):
-        method = Adversarial(net(4), loss=lambda scores, real: 0.0 * scores.sum())
+        method = Adversarial(net(4), loss=lambda scores, real: 0.0 * scores.sum() + 1.0)
         compressor = Compressor([method])
         compressor.loss(a_step(outputs))
         with pytest.raises(NoEffectError, match=f"Adversarial had no effect by step 1: .*{why}"):
