@@ -104,6 +104,15 @@ def classification(num_classes: int | Mapping[str, int], label_smoothing: float 
     )
 
 
+def by_head(outputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Outputs by the names of the heads; a single one is called "".
+
+    >>> list(by_head(torch.zeros(3, 2)))
+    ['']
+    """
+    return dict(outputs) if isinstance(outputs, Mapping) else {"": outputs}
+
+
 def named_loss(loss: str | Callable[..., Any], *, owner: str) -> Callable[..., Tensor]:
     """A loss for methods that look at data themselves: "cross_entropy", a dotted path, or a function, which stays.
 

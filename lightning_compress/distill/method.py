@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_compress.core import lookup
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.core.task import by_head
 from lightning_compress.distill import logits
 from lightning_compress.distill.asking import asked
 from lightning_compress.distill.balance import BALANCES, Balance, Term
@@ -139,7 +140,7 @@ class Distill(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The term on outputs, and one for each hint."""
         soft = self.teacher.of(step)
-        ours, theirs = _by_head(step.outputs), _by_head(soft)
+        ours, theirs = by_head(step.outputs), by_head(soft)
         terms = {}
         if self.function is not None:
             terms[_NAME] = Term(self._term(step, ours, theirs), self.weight(step.progress), list(ours.values()))
@@ -182,7 +183,3 @@ class Distill(Method):
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """A term that is zero, or does not move the student."""
         return self._effects.fault
-
-
-def _by_head(outputs: Any) -> dict[str, Tensor]:
-    return dict(outputs) if isinstance(outputs, Mapping) else {"": outputs}

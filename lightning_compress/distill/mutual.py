@@ -1,14 +1,18 @@
 """`Mutual`: networks that teach one another while all of them learn."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import reduce
 from typing import Any, ClassVar, final
 
+import torch
 from torch import Tensor, nn
 
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
-from lightning_compress.core.task import named_loss
+from lightning_compress.core.task import by_head, named_loss
 from lightning_compress.distill.logits import kl
+
+Heads = Mapping[str, Tensor]
 
 
 @final
@@ -17,8 +21,9 @@ class Mutual(Method):
 
     Each network of the cohort adds to its loss on labels, `task_loss(outputs, targets)`, `weight` times the mean over
     the others of `KL(other's outputs || its own)`, softened by `temperature` (the paper's is 1); through the others'
-    outputs nothing is learned. Term `mutual` is the student's own; `peer1`, `peer2`, ... are the whole losses of the
-    peers. `weight` and `temperature` are numbers or schedules of progress.
+    outputs nothing is learned. Of several heads the divergences are added up. Term `mutual` is the student's own;
+    `peer1`, `peer2`, ... are the whole losses of the peers. `weight` and `temperature` are numbers or schedules of
+    progress.
 
     All outputs are of the same weights, and one optimizer step moves all networks at once. In the paper they take
     turns: one is moved, shows its new outputs for the batch, then the next one is; that needs an optimizer and a second
@@ -73,13 +78,9 @@ class Mutual(Method):
         """The student's term, and the peers' losses."""
         temperature, weight = self.temperature(step.progress), self.weight(step.progress)
         cohort = [step.outputs, *(peer(step.inputs) for peer in self.peers)]
-        for outputs in cohort:
-            if outputs.shape != step.outputs.shape:
-                raise ValueError(
-                    f"Mutual: all networks must put out the same shape, got {tuple(step.outputs.shape)} of the student "
-                    f"and {tuple(outputs.shape)} of a peer; were they built for different class counts?"
-                )
-        apart = [_apart(number, cohort, temperature) for number in range(len(cohort))]
+        heads = [by_head(outputs) for outputs in cohort]
+        _check_alike(heads)
+        apart = [_apart(number, heads, temperature) for number in range(len(heads))]
         self._last = (apart[0].detach(), apart[0].requires_grad)
         terms = {"mutual": weight * apart[0]}
         for number in range(1, len(cohort)):
@@ -101,7 +102,18 @@ class Mutual(Method):
         return None
 
 
-def _apart(number: int, cohort: Sequence[Tensor], temperature: float) -> Tensor:
+def _check_alike(cohort: Sequence[Heads]) -> None:
+    own, *others = ({name: tuple(head.shape) for name, head in heads.items()} for heads in cohort)
+    for other in others:
+        if other != own:
+            raise ValueError(
+                f"Mutual: all networks must put out the same shape, got {own.get('', own)} of the student and "
+                f"{other.get('', other)} of a peer; were they built for different class counts?"
+            )
+
+
+def _apart(number: int, cohort: Sequence[Heads], temperature: float) -> Tensor:
     """How far one network's outputs are from each of the others', which stay where they are; the mean."""
-    others = [outputs.detach() for other, outputs in enumerate(cohort) if other != number]
-    return sum((kl(cohort[number], other, temperature) for other in others), cohort[number].new_zeros(())) / len(others)
+    others = [heads for other, heads in enumerate(cohort) if other != number]
+    terms = [kl(own, other[head].detach(), temperature) for other in others for head, own in cohort[number].items()]
+    return reduce(torch.add, terms) / len(others)

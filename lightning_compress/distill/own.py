@@ -11,7 +11,7 @@ from lightning_compress.core import surgery
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.tap import Taps
-from lightning_compress.core.task import named_loss
+from lightning_compress.core.task import by_head, named_loss
 from lightning_compress.distill.logits import kl
 
 
@@ -27,7 +27,8 @@ class OwnTeacher(Method):
     added to the model's loss; so the layers below a tap learn from its classifier, while through the model's outputs
     and features, as targets, nothing is learned. `deepest` names the module that puts out `F`, which is averaged over
     its positions; without it there is no hint. A classifier is a bottleneck of 1x1, 3x3 and 1x1 convolutions (a linear
-    layer on [batch, features]) as wide as `F`, the mean over positions, and a linear layer.
+    layer on [batch, features]) as wide as `F`, the mean over positions, and a linear layer for each head of the model,
+    over which the sums are taken.
 
     `weight`, `hint` and `temperature` are numbers or schedules of progress. The paper sums the squares of the hint
     where we take their mean, so that `hint` means the same at every width. The classifiers are in the checkpoint and
@@ -76,7 +77,7 @@ class OwnTeacher(Method):
         twin = surgery.plain(model, below=True)  # quantizers have seen nothing yet
         taps = Taps(twin, self.taps)
         with surgery.evaluating(twin):
-            classes = twin(example).shape[1]
+            classes = {head: outputs.shape[1] for head, outputs in by_head(twin(example)).items()}
         widths = {name: _width(name, taps.features.get(name)) for name in self.taps}
         for name in self.shallow:
             width = widths[self.deepest or name]
@@ -89,13 +90,14 @@ class OwnTeacher(Method):
 
     def loss(self, step: Step) -> dict[str, Tensor]:
         """What the classifiers learn from labels, from the outputs, and from the deepest features."""
-        zero = step.outputs.new_zeros((), dtype=torch.float32)
+        zero, soft = step.task_loss.new_zeros((), dtype=torch.float32), by_head(step.outputs)
         sums = dict.fromkeys(("own_labels", "own_outputs", *(["own_features"] if self.deepest else [])), zero)
         for name, classifier in zip(self.shallow, self.classifiers, strict=True):
             features, logits = classifier(step.features[name])
-            sums["own_labels"] = sums["own_labels"] + self.task_loss(logits, step.targets)
-            soft = kl(logits, step.outputs.detach(), self.temperature(step.progress))
-            sums["own_outputs"] = sums["own_outputs"] + soft
+            sums["own_labels"] = sums["own_labels"] + self.task_loss(logits.get("", logits), step.targets)
+            for head, outputs in soft.items():
+                apart = kl(logits[head], outputs.detach(), self.temperature(step.progress))
+                sums["own_outputs"] = sums["own_outputs"] + apart
             if self.deepest:
                 end = _pooled(step.features[self.deepest]).detach()
                 sums["own_features"] = sums["own_features"] + F.mse_loss(features.float(), end.float())
@@ -121,17 +123,19 @@ class OwnTeacher(Method):
 
 @final
 class _Classifier(nn.Module):
-    """Features of `width` channels made of a tapped output, and logits made of those."""
+    """Features of `width` channels made of a tapped output, and logits made of those: `classes` by head."""
 
-    def __init__(self, channels: int, width: int, classes: int, *, maps: bool) -> None:
+    def __init__(self, channels: int, width: int, classes: dict[str, int], *, maps: bool) -> None:
         super().__init__()
         self.features = _bottleneck(channels, width) if maps else nn.Linear(channels, width)
-        self.logits = nn.Linear(width, classes)
+        self.logits = nn.Linear(width, sum(classes.values()))  # of all heads, side by side
+        self.classes = classes
 
-    def forward(self, tapped: Tensor) -> tuple[Tensor, Tensor]:
-        """Features [batch, width] and logits [batch, classes]."""
+    def forward(self, tapped: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features [batch, width] and logits [batch, classes] by head."""
         features = _pooled(self.features(tapped))
-        return features, self.logits(features)
+        parts = self.logits(features).split(list(self.classes.values()), dim=1)
+        return features, dict(zip(self.classes, parts, strict=True))
 
 
 def _bottleneck(channels: int, width: int) -> nn.Sequential:

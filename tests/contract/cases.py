@@ -329,7 +329,14 @@ ROWS: dict[str, Case] = {
         choices=(2, 4, 8),
     ),
     "heads-channel-taylor-share-quantize-distill": Case(
-        lambda: [_channel(score="taylor"), _share(), _quantize(), Distill(_teacher(shared), weight=0.5)],
+        lambda: [
+            _channel(score="taylor"),
+            _share(),
+            _quantize(),
+            Distill(_teacher(shared), weight=0.5),
+            Mutual(shared()),
+            OwnTeacher(["trunk.2"], deepest="trunk.5"),
+        ],
         shared,
         clusters=16,
         weight_bits=6,

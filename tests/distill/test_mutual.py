@@ -11,6 +11,7 @@ from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.method import Step
 from lightning_compress.core.schedule import Linear, OneShot
 from lightning_compress.distill.mutual import Mutual
+from lightning_compress.models.shared_trunk import SharedTrunk
 from lightning_compress.run.config import CONF
 
 TARGETS = torch.tensor([0, 2, 1, 1, 2])
@@ -57,6 +58,19 @@ def test_three_networks_learn_from_the_mean_of_the_others() -> None:
     for name, own, others in (("peer1", b, (a, c)), ("peer2", c, (a, b))):
         apart = sum(kl(own, other, 2.0) for other in others) / 2
         assert terms[name].item() == pytest.approx(F.cross_entropy(own, TARGETS).item() + 0.3 * apart, rel=1e-5)
+
+
+def test_heads_learn_from_those_of_their_names() -> None:
+    student, peer = (SharedTrunk(nn.Linear(4, 6), {"a": nn.Linear(6, 3), "b": nn.Linear(6, 2)}) for _ in range(2))
+    inputs, targets = torch.randn(5, 4), torch.tensor([[0, 1], [2, 0], [1, 1], [0, 0], [2, 1]])
+    ours, theirs = student(inputs), peer(inputs)
+    terms = Mutual(peer, weight=0.5).loss(Step(inputs, targets, ours, torch.ones(()), 0.0, student))
+    assert terms["mutual"].item() == pytest.approx(0.5 * sum(kl(ours[head], theirs[head]) for head in "ab"), rel=1e-5)
+    labels = sum(F.cross_entropy(theirs[head], targets[:, place]).item() for place, head in enumerate("ab"))
+    apart = sum(kl(theirs[head], ours[head]) for head in "ab")
+    assert terms["peer1"].item() == pytest.approx(labels + 0.5 * apart, rel=1e-5)
+    with pytest.raises(ValueError, match=r"got {'a': \(5, 3\), 'b': \(5, 2\)} of the student and \(5, 3\) of a peer"):
+        Mutual(nn.Linear(4, 3)).loss(Step(inputs, targets, ours, torch.ones(()), 0.0, student))
 
 
 def test_each_term_moves_its_own_network_alone() -> None:

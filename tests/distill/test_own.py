@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lightning_compress.core.compressor import Compressor, NoEffectError
 from lightning_compress.core.schedule import Linear
 from lightning_compress.distill.own import OwnTeacher
+from lightning_compress.models.shared_trunk import SharedTrunk
 
 TARGETS = torch.tensor([0, 2, 1, 1, 2, 0])
 MAPS = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(2))
@@ -49,6 +50,25 @@ def test_the_terms_are_those_of_the_paper() -> None:
             hints += float((features - model[:4](x)).square().sum() / (6 * 6))
     expected = {"own_labels": 0.6 * labels, "own_outputs": 0.4 * soft, "own_features": 0.2 * hints}
     assert {name: term.item() for name, term in found.items()} == pytest.approx(expected, rel=1e-4)
+
+
+def test_each_head_teaches_a_classifier_of_its_own() -> None:
+    heads = {"b": nn.Linear(4, 2), "a": nn.Linear(4, 3)}  # targets are in the order of the names, outputs are not
+    model = SharedTrunk(nn.Sequential(nn.Linear(5, 4), nn.Tanh()), heads)
+    x, targets = torch.randn(6, 5), torch.stack([TARGETS, TARGETS % 2], dim=1)
+    compressor = Compressor([OwnTeacher(["trunk.0"], weight=0.4, temperature=2.0)])
+    compressor.attach(model, x[:2])
+    outputs = model(x)
+    found = compressor.loss(compressor.step((x, targets), outputs, torch.ones(()), model))
+    with torch.no_grad():
+        _, logits = compressor.methods[0].classifiers[0](model.trunk[0](x))  # type: ignore[index, operator]
+        apart = [
+            rel_entr(*(softmax(z.double().numpy() / 2.0, axis=1) for z in (outputs[head], logits[head]))).sum(1).mean()
+            for head in "ab"
+        ]
+    assert found["own_outputs"].item() == pytest.approx(0.4 * 4.0 * sum(apart), rel=1e-4)
+    labels = sum(F.cross_entropy(logits[head], targets[:, place]).item() for place, head in enumerate("ab"))
+    assert found["own_labels"].item() == pytest.approx(0.6 * labels, rel=1e-5)
 
 
 def test_maps_go_through_a_bottleneck_as_wide_as_the_deepest() -> None:
