@@ -110,7 +110,7 @@ def test_public_names() -> None:
     from lightning_compress.prune.method import Prune as TheSame
 
     assert Prune is TheSame
-    with pytest.raises(AttributeError, match="it has Compress, CompressionModule"):
+    with pytest.raises(AttributeError, match="it has Adversarial, Compress"):
         lightning_compress.Prun  # noqa: B018
 
 
