@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from lightning_compress.core import shrunk
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.task import Task, classification
+from lightning_compress.distill.teacher import Teacher
 from lightning_compress.export import onnx, packed
 from lightning_compress.module import OptimizerFactory, SchedulerFactory
 from lightning_compress.run import config, device, measure, ranks, targets
@@ -75,10 +76,13 @@ def compress(
         trainer={"precision": device.precision(None), **trainer},
         speed={"compile_model": device.compiled(None), "channels_last": device.channels_last(None, model)},
     )
-    return _finish(job, inputs, seed, splits=("val", "test") if test else ("val",))
+    teachers = [getattr(method, "teacher", None) for method in methods]
+    hashes = dict.fromkeys(teacher.hash for teacher in teachers if isinstance(teacher, Teacher))
+    known = {"teacher": ", ".join(hashes)} if hashes else {}
+    return _finish(job, inputs, seed, splits=("val", "test") if test else ("val",), known=known)
 
 
-def _finish(job: Job, inputs: Tensor, seed: int, *, splits: Sequence[str]) -> Result:
+def _finish(job: Job, inputs: Tensor, seed: int, *, splits: Sequence[str], known: dict[str, str]) -> Result:
     started = time.time()
     compact, history = fit(job)
     ranks.part()
@@ -98,7 +102,7 @@ def _finish(job: Job, inputs: Tensor, seed: int, *, splits: Sequence[str]) -> Re
         cost=cost,
         layers=layers,
         seed=seed,
-        provenance=provenance(),
+        provenance={**provenance(), **known},
         wall_seconds=time.time() - started,
         files=files,
         checks=checks,

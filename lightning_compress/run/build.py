@@ -152,6 +152,13 @@ def phases(config: Config) -> list[Config]:
     return [{**default, **phase} for phase in config["phases"] or [{}]]
 
 
+def is_taught(config: Config) -> bool:
+    """Whether a method of the run learns from the teacher."""
+    chosen = [config["methods"] if phase["methods"] is None else phase["methods"] for phase in phases(config)]
+    nodes = [config["methods"][name] for names in chosen for name in names]
+    return any("teacher" in signature(node, config["allow"]) for node in nodes if node is not None)
+
+
 def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_in: Callable[[], nn.Module]) -> None:
     """Attach the methods of every phase to a fresh model, so that what cannot work is known before anything is trained.
 

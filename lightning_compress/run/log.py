@@ -39,9 +39,10 @@ def epoch(name: str, log: wandb.Run, row: dict[str, float]) -> None:
 
 
 def summary(log: wandb.Run, result: Result) -> None:
-    """How the run ended, or that it is paused, and its numbers."""
+    """How the run ended, or that it is paused, its numbers, and the teacher's hash if it had one."""
     costs = {f"cost/{key}": value for key, value in result.cost.items()}
-    log.summary({"status": result.status, **result.metrics, **costs})
+    known = {key: result.provenance[key] for key in ("teacher",) if key in result.provenance}
+    log.summary({"status": result.status, **known, **result.metrics, **costs})
 
 
 def layers(log: wandb.Run, result: Result) -> None:

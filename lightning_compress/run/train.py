@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
+from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.export import pieces
 from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
 from lightning_compress.run.fit import Job, Phase, fit
@@ -94,6 +95,7 @@ class _Setting:
     node: Config
     make: Callable[[], nn.Module]
     task: Task
+    teacher: Callable[[], nn.Module]
 
 
 @final
@@ -115,7 +117,8 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     task = build.task(config, data)
     build.check_fit(make(), data)
     build.rehearse(config, make, data, partial(teaching.stand_in, config, data))
-    return _Setting(config, folder, data, node, make, task)
+    teacher = partial(teaching.load_teacher, config, data, folder, train)
+    return _Setting(config, folder, data, node, make, task, teacher)
 
 
 def _priceable(setting: _Setting) -> _Setting:
@@ -175,7 +178,7 @@ def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[st
         metrics={**last, **metrics},
         config=config,
         seed=config["seed"],
-        provenance=provenance(),
+        provenance={**provenance(), **_teacher_hash(setting)},
         train_flops=6.0 * dense_macs * data.num_train * len(history),
         history=history,
         study=config["wandb"]["group"],
@@ -183,14 +186,18 @@ def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[st
     )
 
 
+def _teacher_hash(setting: _Setting) -> dict[str, str]:
+    # Loaded once more: of a run that goes on, the phase with the teacher may have been trained before.
+    return {"teacher": fingerprint(setting.teacher())} if build.is_taught(setting.config) else {}
+
+
 def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -> Job:
     config, data = setting.config, setting.data
     optimizer, scheduler = build.factories(config)
-    teacher = partial(teaching.load_teacher, config, data, setting.folder, train)
     outputs = partial(teacher_outputs, config, data)
     phases = [
         Phase(
-            partial(build.methods, config, phase["methods"], teacher, outputs, module=data),
+            partial(build.methods, config, phase["methods"], setting.teacher, outputs, module=data),
             phase["epochs"],
             phase["keep_optimizer"],
         )

@@ -13,6 +13,7 @@ from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.method import Distill
 from lightning_compress.export import packed
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
@@ -113,8 +114,10 @@ def test_data_of_ones_own(tmp_path: Path) -> None:
     net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     with pytest.raises(ValueError, match="the data module has no num_classes; give a task"):
         compress(net, TwoClasses(), [], folder=tmp_path)
-    result = compress(net, TwoClasses(), [Quantize(8, 8)], epochs=1, folder=tmp_path, task=classification(2))
+    distill = Distill(nn.Linear(4, 2))
+    result = compress(net, TwoClasses(), [Quantize(8, 8), distill], epochs=1, folder=tmp_path, task=classification(2))
     assert result.cost["params"] == 58
+    assert result.provenance["teacher"] == distill.teacher.hash
 
 
 def test_export_from_the_packed_file_alone(joint: tuple[Path, Result], tmp_path: Path) -> None:

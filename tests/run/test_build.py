@@ -27,6 +27,19 @@ def test_the_data_takes_the_seed_of_the_run(configure: Any) -> None:
     assert build.data(configure("seed=3", "data.seed=4"))._batching.seed == 4
 
 
+@pytest.mark.parametrize(
+    ("overrides", "taught"),
+    [
+        (["distill=kl"], True),
+        (["prune=gradual"], False),
+        (["distill=kl", "prune=gradual", "phases=[{methods:[distill]},{methods:[prune]}]"], True),
+        (["distill=kl", "prune=gradual", "phases=[{methods:[]},{methods:[prune]}]"], False),
+    ],
+)
+def test_a_run_is_taught_if_one_of_its_phases_is(configure: Any, overrides: list[str], taught: bool) -> None:
+    assert build.is_taught(configure(*overrides)) is taught
+
+
 def test_the_model_learns_from_the_data_what_is_not_set() -> None:
     node = build.architecture({**SMALL, "_target_": "lightning_compress.models.mlp.mlp", "widths": [4]}, Digits())
     assert {key: node[key] for key in ("num_classes", "in_channels", "image_size")} == build.facts(Digits())

@@ -11,6 +11,7 @@ import torch
 from lightning_compress.core.compressor import NoEffectError
 from lightning_compress.cost.macs import macs
 from lightning_compress.data.digits import Digits
+from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.export import packed, runtime
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import api, fit, measure
@@ -178,15 +179,20 @@ def fits(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 
 
 def test_a_teacher_is_trained_once_and_known_by_what_decides_it(
-    configure: Any, tmp_path: Path, fits: list[Path]
+    configure: Any, tmp_path: Path, fits: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def config(*overrides: str) -> dict[str, Any]:
         base = ("epochs=1", "distill=kl", "model@teacher.model=small_conv", f"teacher.folder={tmp_path / 'teachers'}")
         return configure(*base, *overrides)  # type: ignore[no-any-return]
 
-    train(config(), tmp_path / "a")
+    told: dict[str, Any] = {}
+    monkeypatch.setattr(wandb.Run, "summary", lambda run, values: told.update(values))
+    result = train(config(), tmp_path / "a")
     (teacher,) = (tmp_path / "teachers").iterdir()
     assert fits == [tmp_path / "a", teacher]
+    assert result.provenance["teacher"] == fingerprint(load_teacher(config(), Digits(), tmp_path / "a", train))
+    assert told["teacher"] == result.provenance["teacher"]
+    assert "teacher" not in Result.load(teacher).provenance
     assert Result.load(teacher).config["methods"] == {}
     assert "test/accuracy" not in Result.load(teacher).metrics
     train(config("seed=1", "methods.distill.weight=0.5", "trainer.accelerator=cpu"), tmp_path / "b")
