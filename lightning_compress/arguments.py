@@ -18,7 +18,7 @@ One run: train under the methods that are switched on, export, check, measure, r
   lightning-compress train experiment=mnist/lenet5_joint seed=1
   lightning-compress train data=images data.source=photos model._target_=my_package.Net allow=[my_package]
 
-Keys are Hydra overrides: groups are data, model, tie, lowrank, slim, prune, share, freeze, quantize,
+Keys are Hydra overrides: groups are data, model, reuse, tie, lowrank, slim, prune, share, freeze, quantize,
 distill, mutual, own_teacher, adversarial, optimizer, scheduler; any argument of a class can be set
 (methods.prune.score=squared). The same command resumes an interrupted run.""",
     "sweep": """\

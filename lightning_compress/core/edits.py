@@ -5,7 +5,8 @@
 `{"kind": "drop", "layer": "layer1.2"}` puts an identity in the place of a residual block;
 `{"kind": "set", "layer": "attention", "attribute": "num_heads", "value": 2}` tells a module how many heads it has left.
 `{"kind": "factor", "layer": "fc", "form": "svd", "ranks": [8]}` for a layer that took another form (forms.py);
-`{"kind": "tie", "layers": ["conv1", "conv2"]}` for layers that are one: the first, in every place.
+`{"kind": "tie", "layers": ["conv1", "conv2"]}` for layers that are one: the first, in every place;
+`{"kind": "reuse", "layer": "fc", ...}` for another network's classifier behind a projector (reused.py).
 """
 
 from collections.abc import Callable, Sequence
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from lightning_compress.core import forms, surgery
+from lightning_compress.core import forms, reused, surgery
 from lightning_compress.core.attention import FewerHeads
 from lightning_compress.core.method import Edit
 from lightning_compress.core.select import WEIGHTED
@@ -245,6 +246,7 @@ _KINDS: dict[str, Callable[[nn.Module, Edit], nn.Module]] = {
     "set": _set,
     "factor": _take_form,
     "tie": _tie,
+    reused.KIND: reused.take,
 }
 
 
@@ -271,7 +273,7 @@ def replay(model: nn.Module, edits: list[Edit]) -> nn.Module:
 
 
 def _names(edit: Edit) -> list[str]:
-    return [*(edit[key] for key in ("layer", "norm", "into") if key in edit), *edit.get("layers", [])]
+    return [*(edit[key] for key in ("layer", "norm", "into", "after") if key in edit), *edit.get("layers", [])]
 
 
 def cut_stored(model: nn.Module, stored: dict[str, Stored], edit: Edit) -> dict[str, Stored]:

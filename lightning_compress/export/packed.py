@@ -19,7 +19,7 @@ import torch
 from torch import nn
 
 from lightning_compress.coding.reader import Reader
-from lightning_compress.core import surgery
+from lightning_compress.core import reused, surgery
 from lightning_compress.core.edits import replay
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact, Edit
@@ -180,6 +180,7 @@ def _declared(text: bytes, file_size: int) -> dict[str, Any]:
             raise ValueError(f"a tensor is called {str(name)[:80]!r} and has shape {str(shape)[:80]}")
         # A tensor without entries may have scales.
         entries += prod(max(1, length) for length in shape) + prod(new)
+    entries += sum(reused.entries(edit) for edit in header["e"] if edit.get("kind") == reused.KIND)
     most = _MOST_ENTRIES + _MOST_ENTRIES_PER_BYTE * file_size
     if entries > most:
         raise ValueError(f"{entries} tensor entries declared in {file_size} bytes, where at most {most} are read")

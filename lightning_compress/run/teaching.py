@@ -58,7 +58,7 @@ def stand_in(config: Config, data: Any) -> nn.Module:
     """The last teacher before it is trained: whether methods find in it what they look for is known then.
 
     Raises:
-        ConfigError: no teacher is named, or both one and members.
+        ConfigError: no teacher is named, or both one and members, or there are assistants that nothing teaches.
     """
     wanted = config["teacher"]
     if wanted["members"] and (wanted["model"] or wanted["weights"]):
@@ -69,6 +69,11 @@ def stand_in(config: Config, data: Any) -> nn.Module:
         raise ConfigError(
             "distillation needs a teacher: choose its network with model@teacher.model=resnet56, "
             "and give teacher.weights=FILE if it is trained already"
+        )
+    if wanted["assistants"] and not any(config["methods"].get(method) for method in _TEACHING):
+        raise ConfigError(
+            "teacher.assistants are taught by distill or adversarial, and neither is on: choose distill=kl, or leave "
+            "the assistants away"
         )
     members: list[Config] = list(wanted["members"].values()) or [{"model": wanted["model"]}]
     last: list[Config] = [{"model": network} for network in wanted["assistants"].values()][-1:]

@@ -24,6 +24,7 @@ from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
 from lightning_compress.distill.own import OwnTeacher
+from lightning_compress.distill.reuse import ReuseClassifier
 from lightning_compress.distill.teacher import Teacher
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
@@ -185,6 +186,15 @@ ROWS: dict[str, Case] = {
     ),
     "tie-prune-share-distill": Case(
         lambda: [Tie(["^[25]$"]), _prune(), _share(), _distill()], deep_net, sparsity=0.6, clusters=16
+    ),
+    "reuse-channel-quantize": Case(
+        lambda: [ReuseClassifier(_teacher(), features="5"), _channel(), _quantize()],
+        channels=0.5,
+        weight_bits=6,
+        activation_bits=8,
+    ),
+    "reuse-linear-prune-share": Case(
+        lambda: [ReuseClassifier(_teacher(mlp)), _prune(), _share()], mlp, sparsity=0.6, clusters=16
     ),
     "prune-uniform": Case(lambda: [_prune()], sparsity=0.6),
     "prune-overall": Case(lambda: [_prune(allocation="overall")], sparsity=0.6, overall=True),

@@ -22,6 +22,7 @@ from lightning_compress.distill.hint import Hint
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
 from lightning_compress.distill.own import OwnTeacher
+from lightning_compress.distill.reuse import ReuseClassifier
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.dynamics import Rewind
@@ -79,10 +80,11 @@ def hints() -> dict[str, Hint]:
 def other_forms(teacher: nn.Module) -> list[Method]:
     """Layers in other forms, one of them fitted to what each rank sees first, under masks that regrow and rewind.
 
-    The network is taught by itself too, and by a peer.
+    The network is taught by itself too, and by a peer, and ends in its teacher's classifier.
     """
     return [
-        LowRank(rank=3, select="^9$"),
+        ReuseClassifier(teacher),
+        LowRank(rank=3, select="^9.projector$"),
         Slim("grouped", select="^3$"),
         Prune(0.5, every=2, score="random", dynamics=Regrow(), select="^9"),
         Prune(OneShot(last=0.5, at=0.5), every=1, dynamics=Rewind(0.2, shuffle=True), exclude=["^9"]),

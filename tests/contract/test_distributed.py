@@ -71,18 +71,19 @@ def test_ranks_end_with_the_same_hints_and_banks(folder: Path) -> None:
 
 def test_ranks_end_with_the_same_layers_in_other_forms(folder: Path) -> None:
     first, second = (rank["state"] for rank in _ranks(folder, "forms"))
-    snapshots = [state["compressor.methods.4.dynamics._extra_state"]["snapshot"] for state in (first, second)]
+    snapshots = [state["compressor.methods.5.dynamics._extra_state"]["snapshot"] for state in (first, second)]
     assert "1.running_mean" in snapshots[0]
     assert cases.differences(*snapshots) == []
     assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
-    peers = [key for key in first if key.startswith("compressor.methods.6.peers.0.")]
-    heads = [key for key in first if key.startswith("compressor.methods.7.classifiers.0.")]
+    peers = [key for key in first if key.startswith("compressor.methods.7.peers.0.")]
+    heads = [key for key in first if key.startswith("compressor.methods.8.classifiers.0.")]
     assert len(peers) == len(cases.conv_net().state_dict())
     assert len(heads) == 3 * 1 + 3 * 5 + 2
-    # The substitute is no. 3, behind its shuffle; the linear layer is two.
+    assert all(row["train/reuse"] > 0 for row in _ranks(folder, "forms")[0]["epochs"])
+    # The substitute is no. 3, behind its shuffle; the linear projector is two.
     latent = {key: tuple(value.shape) for key, value in first.items() if key.endswith("weight.original")}
     assert latent["model.3.1.parametrizations.weight.original"] == (12, 4, 3, 3)
-    assert latent["model.9.0.parametrizations.weight.original"] == (3, 48)
+    assert latent["model.9.projector.0.parametrizations.weight.original"] == (3, 48)
 
 
 def _discriminator(state: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def _weights(name: str) -> dict[str, Stored]:
 
 def _base(name: str) -> dict[str, int]:
     """Output channels of each layer before any was removed, once layers have taken other forms and blocks are gone."""
-    forms = [edit for edit in cases.finalized(name).edits if edit["kind"] in ("factor", "tie", "drop")]
+    forms = [edit for edit in cases.finalized(name).edits if edit["kind"] in ("factor", "tie", "drop", "reuse")]
     base = edits.replay(cases.CASES[name].net(), forms)
     layers: Any = {n: m for n, m in base.named_modules() if isinstance(m, WEIGHTED)}
     return {name: len(layer.weight) for name, layer in layers.items()}

@@ -15,6 +15,7 @@ from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.method import Distill
 from lightning_compress.distill.mutual import Mutual
 from lightning_compress.distill.own import OwnTeacher
+from lightning_compress.distill.reuse import ReuseClassifier
 from lightning_compress.lowrank.method import LowRank
 from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
@@ -42,7 +43,8 @@ def test_every_method_of_the_package_has_a_row() -> None:
 def test_every_family_is_in_every_subset() -> None:
     families = {type(method) for method in cases.CASES[cases.ALL].build()}
     # Quantize with other quantizers, nothing alone, other teachers, and what is other layers before a subset begins.
-    assert families == _package_methods() - {Adversarial, BayesianBits, Freeze, LowRank, Mutual, OwnTeacher, Slim, Tie}
+    apart = {Adversarial, BayesianBits, Freeze, LowRank, Mutual, OwnTeacher, ReuseClassifier, Slim, Tie}
+    assert families == _package_methods() - apart
     assert len(cases.SUBSETS) == 2 ** len(cases.CASES[cases.ALL].build())
 
 

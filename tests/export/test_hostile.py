@@ -141,6 +141,7 @@ WRONG_PARTS: list[tuple[str, list[Any]]] = [
     ("q", [[["raw", 0, 15, 99]], [["raw", 0, 15, 1]] * 2, []]),
     ("e", [[3], [None], "x", [{"index": "xyz"}], [{"index": [0, 0]}], [{"index": [-1]}], [{"index": [0.5]}]]),
     ("e", [[{"index": {"0": 1}}], [{"index": "f" * 2**19}] * 3]),
+    ("e", [[{"kind": "reuse", "layer": "raw", "widths": [24, width], "shape": [16, width]}] for width in (2**20, "8")]),
     ("z", [1]),
 ]
 
@@ -305,6 +306,9 @@ def test_nothing_in_a_file_is_run(sound: bytes, tmp_path: Path) -> None:
         {"kind": "factor", "layer": "raw", "form": "svd", "ranks": 4},
         {"kind": "factor", "layer": "raw", "form": ["svd"], "ranks": [4]},
         {"kind": "factor", "layer": "", "form": "svd", "ranks": [4]},
+        {"kind": "reuse", "layer": "raw", "widths": [24, 8], "shape": [16, 8]},
+        {"kind": "reuse", "layer": "raw", "widths": [24, 8], "shape": [15, 8]},
+        {"kind": "reuse", "layer": "raw", "widths": [24, 8, 8], "shape": [16, 8], "after": "raw"},
         {"kind": "tie", "layers": ["raw", "sparse"]},
         {"kind": "tie", "layers": ["raw", 3]},
         {"kind": "tie", "layers": []},

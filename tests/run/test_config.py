@@ -76,7 +76,7 @@ def test_defaults() -> None:
     config = compose()
     assert config["methods"] == dict.fromkeys(
         [
-            *("tie", "lowrank", "slim", "prune", "share", "freeze", "quantize"),
+            *("reuse", "tie", "lowrank", "slim", "prune", "share", "freeze", "quantize"),
             *("distill", "mutual", "own_teacher", "adversarial"),
         ]
     )

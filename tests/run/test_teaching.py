@@ -75,6 +75,12 @@ def test_members_teach_an_assistant(load: Load, trained: list[dict[str, Any]]) -
     assert len(trained) == 4, "an assistant goes by how it was taught"
 
 
+def test_assistants_that_nothing_would_teach(load: Load) -> None:
+    assistant = ["+model@teacher.assistants.one=small_conv", "distill=none", "reuse=simkd"]
+    with pytest.raises(ConfigError, match="assistants are taught by distill or adversarial, and neither is on"):
+        load(*NETWORKS, *assistant)
+
+
 def test_either_a_teacher_or_members(load: Load) -> None:
     with pytest.raises(ConfigError, match=r"leave teacher.model and teacher.weights away, or the members"):
         load(*NETWORKS, "model@teacher.model=small_conv")
