@@ -171,7 +171,7 @@ def test_networks_must_be_apart_and_alike_in_classes() -> None:
         Mutual(nn.Linear(4, 7)).loss(a_step(student))
 
 
-@pytest.mark.parametrize(("group", "name"), [("mutual", "dml"), ("own_teacher", "classifiers")])
+@pytest.mark.parametrize(("group", "name"), [("mutual", "dml"), ("own_teacher", "classifiers"), ("reuse", "simkd")])
 def test_a_preset_says_where_it_comes_from(group: str, name: str) -> None:
     first, second, *_ = (CONF / group / f"{name}.yaml").read_text().splitlines()
     assert first == f"# @package methods.{group}"

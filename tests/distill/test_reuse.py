@@ -45,8 +45,8 @@ def test_the_loss_of_a_linear_projector_by_hand() -> None:
     teacher = nn.Sequential(nn.Linear(2, 2, bias=False), nn.ReLU(), nn.Linear(2, 2))
     student = nn.Sequential(nn.Linear(2, 1, bias=False), nn.Linear(1, 2))
     with torch.no_grad():
-        teacher[0].weight.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))  # type: ignore[arg-type]
-        student[0].weight.copy_(torch.tensor([[1.0, 1.0]]))  # type: ignore[arg-type]
+        teacher.get_parameter("0.weight").copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+        student.get_parameter("0.weight").copy_(torch.tensor([[1.0, 1.0]]))
     x = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
     compressor, model = made(ReuseClassifier(teacher, weight=2.0), model=student, inputs=x)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_body_and_projector_learn_and_the_classifier_is_the_teachers(features: s
         optimizer.zero_grad()
         step = step_of(compressor, model)
         (term,) = compressor.loss(step).values()
-        (term + compressor.task_weight() * step.task_loss).backward()
+        torch.autograd.backward(term + compressor.task_weight() * step.task_loss)
         optimizer.step()
         compressor.update(model)
         losses.append(term.item())
@@ -208,7 +208,11 @@ class Inner(nn.Module):
             "expected of the teacher one nn.Linear that .*, called '0'; of 4 there is no",
         ),
         ({}, Ensemble([conv(6), conv(6)]), "expected of the teacher one nn.Linear .* of .*4 there is none"),
-        ({}, nn.Sequential(nn.Flatten(), nn.Linear(64, 4)), "cannot reuse a classifier of 4 classes in the place of .4., Linear"),
+        (
+            {},
+            nn.Sequential(nn.Flatten(), nn.Linear(64, 4)),
+            "cannot reuse a classifier of 4 classes in the place of .4., Linear",
+        ),
         ({"features": "3"}, conv(6), r"features are maps .* got \[2, 4\] and \[2, 6\]; leave features away"),
         ({"features": "0", "teacher_features": "1"}, conv(6), "cannot put a projector behind '0', a Conv2d"),
         ({"features": "1", "teacher_features": "body.0.1"}, Inner(), "given the teacher's features.*outputs differ"),

@@ -254,6 +254,31 @@ def test_peers_and_classifiers_are_resumed_and_not_deployed(
     assert (tmp_path / "whole/model.lcz").stat().st_size < 4.5 * sum(value.numel() for value in kept.values())
 
 
+def test_a_reused_classifier_goes_through_phases_and_is_deployed(
+    configure: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("methods.reuse.features=relu3", "model@teacher.model=small_conv", "teacher.epochs=1")
+    phases = "phases=[{methods:[reuse],epochs:1},{methods:[reuse,quantize],epochs:2}]"
+    config = configure("reuse=simkd", "quantize=affine", *names, phases)
+    whole = train(config, tmp_path / "whole")
+    assert [row["train/loss"] for row in whole.history] == [row["train/reuse"] for row in whole.history]
+    with monkeypatch.context() as patch:
+        _kill_at(patch, epoch=2)
+        with pytest.raises(KilledError):
+            train(config, tmp_path / "killed")
+    assert train(config, tmp_path / "killed").metrics == whole.metrics
+    assert _same_files(tmp_path / "whole", tmp_path / "killed")
+    (teacher,) = (tmp_path / "whole").glob("teacher-*")
+    read = packed.read(tmp_path / "whole/model.lcz")
+    theirs = torch.load(teacher / "weights.pt", weights_only=True)["fc.weight"]
+    torch.testing.assert_close(read.tensors["fc.weight"].value, theirs, rtol=0, atol=0.01)
+    deployed = packed.rebuild(read, SmallConv(width=0.25))
+    data = Digits()
+    data.setup()
+    right = [deployed(inputs).argmax(1) == targets for inputs, targets, *_ in data.val_dataloader()]
+    assert torch.cat(right).float().mean().item() == pytest.approx(whole.metrics["val/accuracy"])
+
+
 def test_without_a_teacher_nothing_is_trained(configure: Any, tmp_path: Path, fits: list[Path]) -> None:
     phases = "phases=[{methods:[]},{methods:[distill]}]"
     with pytest.raises(ConfigError, match="distillation needs a teacher: choose its network"):
