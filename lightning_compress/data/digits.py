@@ -35,6 +35,7 @@ class Digits(LabelledData):
         channels_last: whether inputs are laid out channels last.
         heads: several questions about each sample, such as {digit: null, parity: [0, 1, 0, ...]}: by name, each
             class's label there, or None for the class itself. Targets are then [B, heads].
+        without: classes, by number, of which nothing is trained on; validation, test and the logits keep them.
 
     >>> data = Digits()
     >>> data.num_classes, data.num_train, list(data.example.shape)
@@ -57,6 +58,7 @@ class Digits(LabelledData):
         drop_last: bool = False,
         channels_last: bool = False,
         heads: Mapping[str, Sequence[int] | None] | None = None,
+        without: Sequence[int] = (),
     ) -> None:
         super().__init__(
             Batching(
@@ -70,6 +72,7 @@ class Digits(LabelledData):
                 drop_last=drop_last,
                 channels_last=channels_last,
                 heads=heads or {},
+                without=without,
             )
         )
         self._fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}

@@ -29,7 +29,7 @@ class Batching:
     part; `workers` counts the processes that read parts which are not in memory. With `views` the transforms are drawn
     that many times for each sample instead of in every epoch, so that a teacher's outputs can be kept. `heads` are
     several questions about each sample, by name: for each class of the data its label there, or None where the class
-    itself is the label.
+    itself is the label. Samples of the classes `without`, by number, are left out of the train part, and of no other.
 
     Raises:
         ValueError: `views` below 1, or without transforms.
@@ -49,6 +49,7 @@ class Batching:
     channels_last: bool = False
     workers: int = 0
     heads: Mapping[str, Sequence[int] | None] = field(default_factory=dict)
+    without: Sequence[int] = ()
 
     def __post_init__(self) -> None:
         if self.views is not None and (self.views < 1 or not self.augment):
@@ -84,7 +85,25 @@ class LabelledData(pl.LightningDataModule, ABC):
     def setup(self, stage: str | None = None) -> None:
         """Reads train and validation part once, whatever the stage: the statistics come from there."""
         if self._parts is None:
-            self._parts = self.read_train_val()
+            train, val = self.read_train_val()
+            self._parts = self._left(train), val
+
+    def _left(self, train: Part) -> Part:
+        """The train part without the classes that are left out of it.
+
+        Raises:
+            ValueError: they are no classes of the data, or all that it has.
+        """
+        without, count = self._batching.without, len(train.names)
+        if not without:
+            return train
+        left = ~torch.isin(train.labels, torch.tensor(without))
+        if not left.any() or not set(without) <= set(range(count)):
+            raise ValueError(
+                f"without names classes by their numbers, 0 to {count - 1}, and leaves some of them to train on; "
+                f"got {list(without)}"
+            )
+        return train.subset(left.nonzero()[:, 0])
 
     @property
     def train_part(self) -> Part:

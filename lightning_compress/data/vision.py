@@ -40,6 +40,7 @@ class ImageData(LabelledData):
         channels_last: whether inputs are laid out channels last.
         heads: several questions about each sample, such as {digit: null, parity: [0, 1, 0, ...]}: by name, each
             class's label there, or None for the class itself. Targets are then [B, heads].
+        without: classes, by number, of which nothing is trained on; validation, test and the logits keep them.
         cache_dir: folder for decoded images, so that many runs decode once.
         resident: whether the images are held in memory and on the device. If not, they are decoded again each
             epoch, and `auto` statistics cost one more pass.
@@ -74,6 +75,7 @@ class ImageData(LabelledData):
         drop_last: bool = False,
         channels_last: bool = False,
         heads: Mapping[str, Sequence[int] | None] | None = None,
+        without: Sequence[int] = (),
         cache_dir: str | None = None,
         resident: bool = True,
         workers: int = 2,
@@ -90,6 +92,7 @@ class ImageData(LabelledData):
                 drop_last=drop_last,
                 channels_last=channels_last,
                 heads=heads or {},
+                without=without,
                 workers=workers,
             )
         )

@@ -19,15 +19,25 @@ class MLP(nn.Sequential):
         in_features: values per sample after flattening.
         num_classes: logits.
         dropout: probability of dropping a hidden unit, 0 builds no dropout layer.
+        input_dropout: the same for an input.
 
     >>> import torch
     >>> MLP([1200, 1200], in_features=784, num_classes=10)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
 
-    def __init__(self, widths: Sequence[int], in_features: int, num_classes: int, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int],
+        in_features: int,
+        num_classes: int,
+        dropout: float = 0.0,
+        input_dropout: float = 0.0,
+    ) -> None:
         super().__init__()
         self.flatten = nn.Flatten()
+        if input_dropout:
+            self.dropout0 = nn.Dropout(input_dropout)
         sizes = [in_features, *widths]
         for i, (inputs, outputs) in enumerate(zip(sizes, widths, strict=False), start=1):
             self.add_module(f"fc{i}", nn.Linear(inputs, outputs))
@@ -44,6 +54,7 @@ def mlp(
     image_size: int = 28,
     num_classes: int = 10,
     dropout: float = 0.0,
+    input_dropout: float = 0.0,
     width: float = 1.0,
 ) -> MLP:
     """Build an `MLP` for square images, its hidden layers scaled by `width`.
@@ -54,7 +65,8 @@ def mlp(
     >>> sum(p.numel() for p in mlp([800, 800]).parameters())
     1276810
     """
-    return MLP([scaled(w, width) for w in widths], in_channels * image_size**2, num_classes, dropout)
+    sizes = [scaled(w, width) for w in widths]
+    return MLP(sizes, in_channels * image_size**2, num_classes, dropout, input_dropout)
 
 
 def lenet_300_100(*, in_channels: int = 1, image_size: int = 28, num_classes: int = 10, width: float = 1.0) -> MLP:

@@ -146,3 +146,21 @@ def test_views_without_sense_are_refused(views: int, augment: list[Jitter]) -> N
 def test_data_says_how_many_views_it_has() -> None:
     many: list[dict[str, Any]] = [{}, {"augment": [Jitter(1)]}, {"augment": [Jitter(1)], "views": 3}]
     assert [Digits(**settings).views for settings in many] == [0, None, 3]
+
+
+def test_classes_left_out_are_missing_from_the_train_part_alone() -> None:
+    whole, less = Digits(seed=3), Digits(seed=3, without=[3, 8])
+    keep = (whole.train_part.labels != 3) & (whole.train_part.labels != 8)
+    assert torch.equal(less.train_part.labels, whole.train_part.labels[keep])
+    assert torch.equal(less.block(0, 0)[:1], less.normalize(whole.train_part.fetch(keep.nonzero()[:1, 0])))
+    seen = torch.cat([batch.index for batch in less.train_dataloader()])
+    assert sorted(seen.tolist()) == list(range(int(keep.sum())))
+    assert torch.equal(less.val_part.labels, whole.val_part.labels)
+    assert torch.equal(less.test_part.labels, whole.test_part.labels)
+    assert less.num_classes == 10
+
+
+@pytest.mark.parametrize("without", [[10], [-1], list(range(10))])
+def test_classes_left_out_must_be_some_of_the_data(without: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"without names classes by their numbers, 0 to 9"):
+        _ = Digits(without=without).train_part

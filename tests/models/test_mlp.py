@@ -25,6 +25,9 @@ def test_computes_relu_layers_and_a_linear_one() -> None:
 def test_dropout_only_where_asked() -> None:
     assert not [m for m in MLP([5], 6, 3).modules() if isinstance(m, nn.Dropout)]
     assert [m.p for m in MLP([5, 5], 6, 3, dropout=0.5).modules() if isinstance(m, nn.Dropout)] == [0.5, 0.5]
+    inputs = MLP([5], 6, 3, input_dropout=0.2)
+    assert [name for name, m in inputs.named_children()][:2] == ["flatten", "dropout0"]
+    assert inputs.dropout0.p == 0.2
 
 
 def test_width_scales_hidden_layers_only() -> None:
