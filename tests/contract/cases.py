@@ -15,6 +15,7 @@ from pytorch_lightning.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from lightning_compress.core.max_norm import MaxNorm
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Cosine, Linear, OneShot, Polynomial, Rounds, Steps, learning_rate
 from lightning_compress.core.task import classification
@@ -392,6 +393,9 @@ ROWS: dict[str, Case] = {
         sparsity=0.6,
         weight_bits=6,
         activation_bits=8,
+    ),
+    "prune-quantize-max-norm": Case(
+        lambda: [_prune(), _quantize(), MaxNorm(0.5)], sparsity=0.6, weight_bits=6, activation_bits=8
     ),
     "distill-live": Case(lambda: [_distill()]),
     "distill-cached": Case(lambda: [Distill(Teacher(_teacher(), cache=True), weight=Linear(first=0.2, last=0.8))]),
