@@ -74,7 +74,6 @@ def _shared(result: Result) -> dict[str, Any]:
     config, provenance = result.config, result.provenance
     config = {key: value for key, value in config.items() if key != "seed"}
     config["data"] = {**config["data"], "root": None, "cache_dir": None}
-    config["teacher"] = {**config["teacher"], "weights": None, "outputs": None}
     provenance = {key: value for key, value in provenance.items() if key != "time"}
     return {"schema": result.schema, "name": result.name, "config": config, "provenance": provenance}
 
