@@ -21,12 +21,12 @@ def test_what_is_too_long_is_brought_to_the_limit_as_torch_does(layer: nn.Module
 
 
 def test_follows_a_schedule_and_leaves_out_layers() -> None:
-    net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
-    for layer in net:
+    first, last = nn.Linear(4, 3), nn.Linear(3, 2)
+    for layer in (first, last):
         nn.init.constant_(layer.weight, 5.0)
-    MaxNorm(Linear(first=4.0, last=2.0), exclude=["<last>"]).update(net, 0.5)
-    torch.testing.assert_close(net[0].weight, torch.full((3, 4), 1.5))
-    assert (net[1].weight == 5.0).all()
+    MaxNorm(Linear(first=4.0, last=2.0), exclude=["<last>"]).update(nn.Sequential(first, last), 0.5)
+    torch.testing.assert_close(first.weight, nn.Parameter(torch.full((3, 4), 1.5)))
+    assert (last.weight == 5.0).all()
 
 
 def test_counts_only_what_masks_let_through() -> None:
