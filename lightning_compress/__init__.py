@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from lightning_compress.distill.method import Distill as Distill
     from lightning_compress.distill.mutual import Mutual as Mutual
     from lightning_compress.distill.own import OwnTeacher as OwnTeacher
+    from lightning_compress.distill.reuse import ReuseClassifier as ReuseClassifier
     from lightning_compress.distill.teacher import Teacher as Teacher
     from lightning_compress.lowrank.method import LowRank as LowRank
     from lightning_compress.module import CompressionModule as CompressionModule
@@ -33,6 +34,7 @@ __all__ = [
     "OwnTeacher",
     "Prune",
     "Quantize",
+    "ReuseClassifier",
     "Share",
     "Slim",
     "Teacher",
@@ -54,6 +56,7 @@ _HOMES = {
     "OwnTeacher": "distill.own",
     "Prune": "prune.method",
     "Quantize": "quantize.method",
+    "ReuseClassifier": "distill.reuse",
     "Share": "share.method",
     "Slim": "slim.method",
     "Teacher": "distill.teacher",
