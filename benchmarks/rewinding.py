@@ -121,9 +121,9 @@ def accuracies(found: Found, densities: Sequence[float]) -> list[str]:
     rows = [["", *(f"{density:g}" for density in densities)]]
     for variant in (variant for variant in STYLES if variant in found):
         cells = found[variant]
-        rows.append([STYLES[variant][0], *(_mean(list(cells[at].values())) if at in cells else "" for at in densities)])
+        rows.append([STYLES[variant][0], *(mean(list(cells[at].values())) if at in cells else "" for at in densities)])
     dense = list(found["dense"][1.0].values())
-    return _table([*rows, ["nothing removed, first training only", *[_mean(dense)] * len(densities)]])
+    return table([*rows, ["nothing removed, first training only", *[mean(dense)] * len(densities)]])
 
 
 def differences(found: Found, densities: Sequence[float]) -> list[str]:
@@ -133,12 +133,13 @@ def differences(found: Found, densities: Sequence[float]) -> list[str]:
         cells = []
         for at in densities:
             pair = [found[variant].get(at, {}) for variant in (better, worse)]
-            cells.append(_verdict([pair[0][seed] - pair[1][seed] for seed in pair[0] if seed in pair[1]]))
+            cells.append(verdict([pair[0][seed] - pair[1][seed] for seed in pair[0] if seed in pair[1]]))
         rows.append([f"{STYLES[better][0]} > {STYLES[worse][0]}", *cells])
-    return _table(rows)
+    return table(rows)
 
 
-def _verdict(gaps: Sequence[float]) -> str:
+def verdict(gaps: Sequence[float]) -> str:
+    """Mean and standard error of the gaps, and whether they are above zero."""
     if len(gaps) < 2:
         return ""
     mean, error = float(np.mean(gaps)), float(stats.sem(gaps))
@@ -174,12 +175,14 @@ def plot(found: Found, densities: Sequence[float]) -> None:
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
+    """A Markdown table, the first row its head."""
     lines = [f"| {' | '.join(row)} |" for row in rows]
     return [lines[0], "|---" * len(rows[0]) + "|", *lines[1:]]
 
 
-def _mean(values: Sequence[float]) -> str:
+def mean(values: Sequence[float]) -> str:
+    """Mean and standard deviation."""
     return f"{np.mean(values):.2f} ± {np.std(values, ddof=1):.2f}"
 
 
