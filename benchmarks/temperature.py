@@ -1,6 +1,6 @@
 """Temperature and bits: what a teacher does for a student at full precision and for one of 3-bit weights.
 
-    lightning-compress train experiment=distill/teacher speed.threads=1 measure.latency=false --out runs/teacher
+    lightning-compress train experiment=distill/temperature_teacher speed.threads=1 measure.latency=false --out runs/teacher
     python benchmarks/temperature.py --list runs 0 1 2 | sh   # a run for each student and seed, one after another
     python benchmarks/temperature.py runs                     # the records, and what is below
     python benchmarks/temperature.py                          # table and figure from the records
@@ -40,7 +40,7 @@ PUBLISHED = {"temperature": (92.13, 92.38, 92.78, 93.17), "temperature_w3a8": (9
 HEAD = """\
 # Temperature and bits
 
-A small convnet taught by a ResNet-20 on CIFAR-10 at 16 x 16 pixels, `experiments/distill/temperature*.yaml`: labels
+A small convnet and its wider teacher, MNIST at 14 x 14 pixels, `experiments/distill/temperature*.yaml`: labels
 weigh 0.3, the teacher 0.7. Test accuracy in % after the last of {epochs} epochs, read once, mean ± standard deviation
 over {count} seeds. Published: Intel Distiller, preactivation ResNet-20 from ResNet-32, 200 epochs.
 `python benchmarks/temperature.py` makes this from `records/temperature/` and says how those were made."""
