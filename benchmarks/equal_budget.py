@@ -6,9 +6,10 @@
     python benchmarks/equal_budget.py runs                       # the records, and what is below
     python benchmarks/equal_budget.py                            # table and figure from the records
 
-The student alone has `EPOCHS` epochs of a hundred batches; everybody else has as many as cost the same, by the CPU time
-of a step, the teacher's forward pass in it. What the teacher's own training cost is not counted; that of an assistant
-is: half of the budget. All have one recipe and the published weights of their terms, and what counts is the last epoch.
+The student alone has `EPOCHS` epochs of `BATCHES` batches; everybody else has as many as cost the same, by the CPU
+time of a step, the teacher's forward pass in it. What the teacher's own training cost is not counted; that of an
+assistant is: half of the budget. All have one recipe and the published weights of their terms, and the last epoch
+counts, whatever validation says.
 """
 
 import argparse
@@ -32,7 +33,8 @@ from lightning_compress.tracking.provenance import provenance
 
 RECORDS = Path("reports/records/equal_budget")
 TABLE, PLOT = Path("reports/tables/equal_budget.md"), Path("reports/tables/equal_budget.png")
-EPOCHS = 12
+#: Of the student alone, each of so many batches.
+EPOCHS, BATCHES = 48, 25
 FIRST = "assistant, its own training"
 ASSISTANT = ["+model@teacher.assistants.first=resnet8", "teacher.assistants.first.depth=14"]
 #: Overrides, name and the accuracy in arXiv 1902.03393 (ResNet-26 to ResNet-8, 80 epochs). The presets of attention and
@@ -60,8 +62,8 @@ METHODS: dict[str, tuple[list[str], str, float | None]] = {
 HEAD = """\
 # Eight ways to learn from others, and none, in the same CPU time
 
-ResNet-20 teaches ResNet-8, CIFAR-10 at 16 x 16 pixels, {count} seeds. The student alone has {epochs} epochs of a
-hundred batches of 64, {seconds:.0f} s of one core; the others as many steps as cost the same, the teacher's forward
+ResNet-20 teaches ResNet-8, CIFAR-10 at 16 x 16 pixels, {count} seeds. The student alone has {steps} steps
+of 64 images, {seconds:.0f} s of one core; the others as many steps as cost the same, the teacher's forward
 pass counted, its own training not. Test accuracy in % after the last step, read once, mean ± standard deviation.
 "Against no teacher": percentage points, mean ± standard error of what single seeds differ by; "yes" (better) and
 "reversed" (worse) where the mean is beyond Student's 95 % point. Published: ResNet-26 to ResNet-8 in 80 epochs each,
@@ -164,9 +166,9 @@ def rows(found: dict[str, dict[int, float]]) -> list[str]:
     plain = METHODS["alone"][2]
     for name, (_, title, published) in METHODS.items():
         own = lengths[name]
-        cost, count = f"{steps[name]['ratio']:.2f}", f"{100 * own['epochs']}"
+        cost, count = f"{steps[name]['ratio']:.2f}", f"{BATCHES * own['epochs']}"
         if "teacher.epochs" in own:
-            cost, count = f"{steps[FIRST]['ratio']:.2f}, {cost}", f"{100 * own['teacher.epochs']} + {count}"
+            cost, count = f"{steps[FIRST]['ratio']:.2f}, {cost}", f"{BATCHES * own['teacher.epochs']} + {count}"
         gaps = [value - found["alone"][seed] for seed, value in found[name].items()]
         values = mean(list(found[name].values()))
         against = "" if name == "alone" else verdict(gaps)
@@ -209,8 +211,8 @@ def main() -> None:
         gather(options.runs)
     found = load()
     steps = json.loads((RECORDS / "steps.json").read_text())["steps"]
-    budget = steps["alone"]["ms"] * EPOCHS / 10
-    head = HEAD.format(count=len(found["alone"]), seconds=budget, epochs=EPOCHS)
+    budget = steps["alone"]["ms"] * EPOCHS * BATCHES / 1e3
+    head = HEAD.format(count=len(found["alone"]), seconds=budget, steps=EPOCHS * BATCHES)
     TABLE.write_text("\n\n".join([head, "\n".join(rows(found))]) + "\n")
     print(TABLE.read_text())
     plot(found)

@@ -1,6 +1,7 @@
 """Temperature and bits: what a teacher does for a student at full precision and for one of 3-bit weights.
 
-    lightning-compress train experiment=distill/temperature_teacher speed.threads=1 measure.latency=false --out runs/teacher
+    lightning-compress train experiment=distill/temperature_teacher speed.threads=1 measure.latency=false \
+      --out runs/teacher
     python benchmarks/temperature.py --list runs 0 1 2 | sh   # a run for each student and seed, one after another
     python benchmarks/temperature.py runs                     # the records, and what is below
     python benchmarks/temperature.py                          # table and figure from the records
@@ -46,8 +47,6 @@ over {count} seeds. Published: Intel Distiller, preactivation ResNet-20 from Res
 `python benchmarks/temperature.py` makes this from `records/temperature/` and says how those were made."""
 LENGTHS = """\
 Length of each term's gradient at a sample's logits, weighed by 0.3 and 0.7, mean over validation samples."""
-WEIGHTS = """\
-Where the 3-bit weights are at the end, and the mean slope of the tanh through which their gradients go."""
 #: Test accuracies in % by precision, student (a loss and its temperature, or one of `ALONE`) and seed.
 Found = dict[str, dict[str, dict[int, float]]]
 
@@ -119,21 +118,9 @@ def _row(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "seed": run["seed"],
         "distill": config["methods"].pop("distill"),
         "metrics": run["metrics"],
-        "bits": _bits(folder),
         "time": run["provenance"].pop("time"),
         "wall_seconds": run["wall_seconds"],
     }
-
-
-def _bits(folder: Path) -> dict[str, float]:
-    """Of 3-bit weights: the share on the two levels around zero, and the mean slope of the tanh that bends them."""
-    state = torch.load(folder / "phase0.ckpt", weights_only=False, map_location="cpu")["state_dict"]
-    bent = [tensor.tanh() for name, tensor in state.items() if name.endswith("parametrizations.weight.original")]
-    if not bent:
-        return {}
-    inner = torch.cat([((weight / weight.abs().amax()).abs() < 2 / 7).flatten() for weight in bent])
-    slope = torch.cat([(1 - weight**2).flatten() for weight in bent])
-    return {"inner": float(inner.float().mean()), "slope": float(slope.mean())}
 
 
 def gradients(folder: Path) -> dict[str, dict[str, float]]:
@@ -208,18 +195,6 @@ def lengths() -> list[str]:
     return table(rows)
 
 
-def weights() -> list[str]:
-    """The rows of what 3-bit weights came to."""
-    cells: dict[str, list[dict[str, float]]] = defaultdict(list)
-    for run in json.loads((RECORDS / "temperature_w3a8.json").read_text())["runs"]:
-        cells[run["student"]].append(run["bits"])
-    rows = [["", "share on the two levels around zero", "mean slope of tanh"]]
-    for student in students():
-        means = [float(np.mean([cell[key] for cell in cells[student]])) for key in ("inner", "slope")]
-        rows.append([student, *(f"{value:.3f}" for value in means)])
-    return table(rows)
-
-
 def plot(found: Found) -> None:
     """Accuracy over temperature, a panel for each precision, bars of a standard deviation over seeds."""
     figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
@@ -266,7 +241,7 @@ def main() -> None:
     found = load()
     shared = json.loads((RECORDS / "temperature.json").read_text())["config"]
     head = HEAD.format(epochs=shared["epochs"], count=len(found["temperature"]["alone"]))
-    parts = {head: accuracies(found), LENGTHS: lengths(), WEIGHTS: weights()}
+    parts = {head: accuracies(found), LENGTHS: lengths()}
     TABLE.write_text("\n\n".join("\n\n".join([text, "\n".join(rows)]) for text, rows in parts.items()) + "\n")
     print(TABLE.read_text())
     plot(found)
