@@ -34,7 +34,7 @@ from lightning_compress.tracking.provenance import provenance
 RECORDS = Path("reports/records/equal_budget")
 TABLE, PLOT = Path("reports/tables/equal_budget.md"), Path("reports/tables/equal_budget.png")
 #: Of the student alone, each of so many batches.
-EPOCHS, BATCHES = 48, 25
+EPOCHS, BATCHES = 144, 25
 FIRST = "assistant, its own training"
 ASSISTANT = ["+model@teacher.assistants.first=resnet8", "teacher.assistants.first.depth=14"]
 #: Overrides, name and the accuracy in arXiv 1902.03393 (ResNet-26 to ResNet-8, 80 epochs). The presets of attention and
