@@ -10,7 +10,8 @@ Runtime in turn, round by round. Of the candidates as fast as the peer's network
 differs by, ours is the one with the largest product of its layers' widths, that is without a bottleneck; it is timed
 again beside the peer's for the record. Then
 both have the same epochs on the same batches with the same optimizer and schedule, for each seed. The test split is
-read once by each trained network. Beside it stands what moving masks would add to a step of gradual pruning.
+read once by each trained network. Beside it stands what moving masks would add to a step of gradual pruning. The same
+command goes on where it was stopped.
 """
 
 import argparse
@@ -21,13 +22,13 @@ import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.metadata import version
 from itertools import product
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytorch_lightning as pl
 import torch
 import torch_pruning as tp
@@ -48,8 +49,8 @@ from lightning_compress.tracking.provenance import provenance
 ROUND = 8
 #: Removed of the first, second and third stage's channels, then of what is left inside the blocks.
 Shares = tuple[float, ...]
-STAGES = ((0, 0.5), (0, 0.25, 0.5, 0.75), (0, 0.25, 0.375, 0.5, 0.625, 0.75))
-CANDIDATES: list[Shares] = list(product(*STAGES, (0, 0.5)))[1:]
+STAGES = ((0, 0.5), (0, 0.25, 0.5, 0.75), (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.75))
+CANDIDATES: list[Shares] = list(product(*STAGES, (0, 0.25, 0.5)))[1:]
 #: What the latencies of one network, measured twice, differ by.
 TWICE = 1.01
 
@@ -139,8 +140,13 @@ def widths(model: nn.Module) -> tuple[int, ...]:
 def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs: torch.Tensor) -> list[dict[str, Any]]:
     """For each ratio the peer's latency and the candidate that it is held against."""
     others = {f"peer {ratio}": peers(dense, example, ratio) for ratio in ratios}
+    sizes = [sum(macs(model, example).values()) for model in others.values()]
     cuts = {shares: cut(dense, example, shares) for shares in CANDIDATES}
-    shapes = {widths(model): shares for shares, model in cuts.items()}  # rounding makes the same of several
+    shapes = {
+        widths(model): shares  # rounding makes the same of several
+        for shares, model in cuts.items()
+        if 0.8 * min(sizes) <= sum(macs(model, example).values()) <= 1.2 * max(sizes)
+    }
     ours = {str(shares): cuts[shares] for shares in shapes.values()}
     taken = milliseconds({"dense": dense, **others, **ours}, inputs, rounds=10)
     best = {}
@@ -151,7 +157,8 @@ def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs:
     taken = milliseconds({"dense": dense, **others, **ours}, inputs, rounds=30)
 
     def row(name: str, model: nn.Module) -> dict[str, Any]:
-        return {"latency_ratio": taken[name], "macs": sum(macs(model, example).values()), "widths": widths(model)}
+        size = sum(macs(model, example).values())
+        return {"latency_ratio": taken[name], "macs": size, "widths": widths(model), "accuracy": {}}
 
     return [
         {
@@ -163,8 +170,8 @@ def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs:
     ]
 
 
-def beside(call: Callable[..., float], many: list[tuple[Any, ...]], workers: int) -> list[float]:
-    """What `call` gives for each of `many`, in forks of this process, which have all that it has."""
+def beside(call: Callable[..., float], many: list[tuple[Any, ...]], workers: int) -> Iterator[tuple[Any, float]]:
+    """Each of `many` with what `call` gives for it, as it comes, from forks of this process: they have all it has."""
     context = multiprocessing.get_context("fork")
     queue = context.SimpleQueue()
 
@@ -174,7 +181,22 @@ def beside(call: Callable[..., float], many: list[tuple[Any, ...]], workers: int
 
     for worker in range(workers):
         context.Process(target=work, args=(worker,), daemon=True).start()
-    return [value for _, value in sorted(queue.get() for _ in many)]
+    for _ in many:
+        place, value = queue.get()
+        yield many[place], value
+
+
+def compare(row: dict[str, Any]) -> None:
+    """Add what ours is ahead by, and print it."""
+    peer, ours = row["peer"], row["ours"]
+    gains = [value - peer["accuracy"][seed] for seed, value in ours["accuracy"].items()]
+    row["gain"] = statistics.mean(gains)
+    row["standard_error"] = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    means = [statistics.mean(side["accuracy"].values()) for side in (peer, ours)]
+    print(
+        f"ratio {row['ratio']}: latency {peer['latency_ratio']:.3f} and {ours['latency_ratio']:.3f} of dense, "
+        f"Torch-Pruning {means[0]:.2%}, ours {means[1]:.2%}, gain {row['gain']:.2%} ± {row['standard_error']:.2%}"
+    )
 
 
 def main() -> None:
@@ -188,51 +210,54 @@ def main() -> None:
     parser.add_argument(
         "--workers", type=int, default=1, help="trainings side by side, once the latencies are measured"
     )
-    parser.add_argument("--record", type=Path)
+    parser.add_argument("--record", type=Path, required=True, help="kept up to date; one that is not done goes on")
     asked = parser.parse_args()
     config = Result.load(asked.dense).config
     data = build.data(config)
     node = build.architecture(config["model"], data)
     dense = build.model(node, seed=0, weights=str(asked.dense / "weights.pt"))
     task = classification(data.num_classes)
-    inputs = next(iter(data.val_dataloader()))[0][:64].contiguous()
 
     def right(model: nn.Module) -> float:
         return measure.evaluate(model, data.test_dataloader(), task, "test")["test/accuracy"]
 
-    report: dict[str, Any] = {"dense": right(dense), "mask_overhead": overhead(dense, data)}
-    print(f"dense {report['dense']:.2%}, moving masks takes {report['mask_overhead']:.2%} of a step")
-    rows = chosen(dense, data.example, asked.ratios, inputs)
-    starts: list[nn.Module] = []
-    for row in rows:
-        print("\n".join(f"ratio {row['ratio']}: {row[side]}" for side in ("peer", "ours")), flush=True)
-        starts += [peers(dense, data.example, row["ratio"]), cut(dense, data.example, row["ours"]["shares"])]
-
-    def trained(start: int, seed: int) -> float:
-        batches = build.data({**config, "seed": seed})
-        found = right(train(starts[start], batches, seed, asked.epochs, asked.lr))
-        print(f"ratio {rows[start // 2]['ratio']}, seed {seed}: {('peer', 'ours')[start % 2]} {found:.2%}", flush=True)
-        return found
-
-    todo = list(product(range(len(starts)), asked.seeds))
-    accuracy = np.array(beside(trained, todo, asked.workers)).reshape(len(rows), 2, -1)
-    for row, (peers_own, ours_own) in zip(rows, accuracy.tolist(), strict=True):
-        peer, ours = row["peer"], row["ours"]
-        peer["accuracy"], ours["accuracy"] = peers_own, ours_own
-        gain = np.subtract(ours["accuracy"], peer["accuracy"])
-        row["gain"] = float(gain.mean())
-        row["standard_error"] = float(gain.std(ddof=1) / math.sqrt(len(gain))) if len(gain) > 1 else math.nan
-        print(
-            f"ratio {row['ratio']}: latency {peer['latency_ratio']:.3f} and {ours['latency_ratio']:.3f} of dense, "
-            f"Torch-Pruning {statistics.mean(peer['accuracy']):.2%}, ours {statistics.mean(ours['accuracy']):.2%}, "
-            f"gain {row['gain']:.2%} ± {row['standard_error']:.2%}",
-            flush=True,
-        )
-    if asked.record:
-        settings = {"seeds": asked.seeds, "epochs": asked.epochs, "lr": asked.lr, "torch_pruning": tp.__version__}
+    def keep() -> None:
         asked.record.parent.mkdir(parents=True, exist_ok=True)
-        record = {**report, "settings": settings, "rows": rows, "provenance": provenance()}
         asked.record.write_text(json.dumps(record, indent=1) + "\n")
+
+    if asked.record.exists():
+        record = json.loads(asked.record.read_text())
+    else:
+        inputs = next(iter(data.val_dataloader()))[0][:64].contiguous()
+        record = {
+            "dense": right(dense),
+            "mask_overhead": overhead(dense, data),
+            "settings": {"epochs": asked.epochs, "lr": asked.lr, "torch_pruning": version("torch-pruning")},
+            "rows": chosen(dense, data.example, asked.ratios, inputs),
+            "provenance": provenance(),
+        }
+        keep()
+    print(f"dense {record['dense']:.2%}, moving masks takes {record['mask_overhead']:.2%} of a step")
+    starts: dict[tuple[int, str], nn.Module] = {}
+    for place, row in enumerate(record["rows"]):
+        print("\n".join(f"ratio {row['ratio']}: {row[side]}" for side in ("peer", "ours")), flush=True)
+        starts[place, "peer"] = peers(dense, data.example, row["ratio"])
+        starts[place, "ours"] = cut(dense, data.example, tuple(row["ours"]["shares"]))
+
+    def trained(place: int, side: str, seed: int) -> float:
+        batches = build.data({**config, "seed": seed})
+        return right(train(starts[place, side], batches, seed, record["settings"]["epochs"], record["settings"]["lr"]))
+
+    rows = record["rows"]
+    todo = [(*start, seed) for start, seed in product(starts, asked.seeds)]
+    todo = [(place, side, seed) for place, side, seed in todo if str(seed) not in rows[place][side]["accuracy"]]
+    for (place, side, seed), found in beside(trained, todo, asked.workers):
+        rows[place][side]["accuracy"][str(seed)] = found
+        print(f"ratio {rows[place]['ratio']}, seed {seed}: {side} {found:.2%}", flush=True)
+        keep()
+    for row in rows:
+        compare(row)
+    keep()
 
 
 if __name__ == "__main__":
