@@ -142,7 +142,7 @@ def gather(runs: Path) -> None:
             run["config"]["teacher"].update(weights=None, folder=None)
             del run["config"]["seed"]
             row = {key: run[key] for key in ("seed", "metrics", "wall_seconds")}
-            row["time"] = run["provenance"].pop("time")
+            row |= {key: run["provenance"].pop(key, None) for key in ("time", "teacher")}
             found.append((row, {key: run[key] for key in ("schema", "name", "config", "provenance")}))
         write_record(RECORDS / f"{name}.json", found)
 

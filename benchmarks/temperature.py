@@ -119,6 +119,7 @@ def _row(run: dict[str, Any], folder: Path) -> dict[str, Any]:
         "distill": config["methods"].pop("distill"),
         "metrics": run["metrics"],
         "time": run["provenance"].pop("time"),
+        "teacher": run["provenance"].pop("teacher", None),
         "wall_seconds": run["wall_seconds"],
     }
 
