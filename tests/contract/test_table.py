@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import lightning_compress
 from lightning_compress.core.compressor import Compressor, NoEffectError
+from lightning_compress.core.max_norm import MaxNorm
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.distill.adversarial import Adversarial
 from lightning_compress.distill.method import Distill
@@ -42,8 +43,8 @@ def test_every_method_of_the_package_has_a_row() -> None:
 
 def test_every_family_is_in_every_subset() -> None:
     families = {type(method) for method in cases.CASES[cases.ALL].build()}
-    # Quantize with other quantizers, nothing alone, other teachers, and what is other layers before a subset begins.
-    apart = {Adversarial, BayesianBits, Freeze, LowRank, Mutual, OwnTeacher, ReuseClassifier, Slim, Tie}
+    # Quantize with other quantizers, nothing alone, other teachers, what is other layers before a subset, a bound.
+    apart = {Adversarial, BayesianBits, Freeze, LowRank, MaxNorm, Mutual, OwnTeacher, ReuseClassifier, Slim, Tie}
     assert families == _package_methods() - apart
     assert len(cases.SUBSETS) == 2 ** len(cases.CASES[cases.ALL].build())
 
