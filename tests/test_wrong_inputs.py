@@ -556,12 +556,13 @@ def test_search_folder_without_anything(refused: Refused, tmp_path: Path) -> Non
     assert "has no folder experiments/ or sweeps/" in refused("train", *TINY, "--search-in", tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "argv",
     [
         ["train", *TINY, "prune=gradual", "methods.prune.select='^block'"],
-        pytest.param(["export", "nowhere.lcz", "--to", "m.onnx"], marks=pytest.mark.slow),
-        pytest.param(["sweep", "digit"], marks=pytest.mark.slow),
+        ["export", "nowhere.lcz", "--to", "m.onnx"],
+        ["sweep", "digit"],
     ],
     ids=lambda argv: str(argv[0]),
 )

@@ -12,7 +12,7 @@ from tests.contract import cases
 ROOT = Path(__file__).parents[2]
 # The last forward pass moves these on each rank by its own batch; the next one starts from rank 0's.
 LOCAL = ("running_mean", "running_var", ".seen")
-pytestmark = pytest.mark.xdist_group("ranks")  # the two processes run once
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("ranks")]  # the two processes run once
 
 
 @pytest.fixture(scope="module")

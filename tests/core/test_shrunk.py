@@ -33,6 +33,7 @@ def saved(folder: Path) -> Compact:
     return compact
 
 
+@pytest.mark.slow
 def test_another_process_loads_a_smaller_model_from_plain_files(tmp_path: Path) -> None:
     compact = saved(tmp_path)
     inputs = torch.randn(4, 1, 8, 8)

@@ -26,6 +26,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return to
 
 
+@pytest.mark.slow
 def test_the_script_alone_makes_a_table(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ["--rounds", "3", "--batch-size", "2", "--device", "A device!"]
     done = subprocess.run(
@@ -52,6 +53,7 @@ def test_the_script_alone_makes_a_table(folder: Path, capsys: pytest.CaptureFixt
     assert str(found.error) in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_table_of_this_device(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = (folder / "pieces.zip").read_bytes()
     monkeypatch.setattr(table, "write_pieces", lambda config, file, say: file.write_bytes(archive))
@@ -60,6 +62,7 @@ def test_a_table_of_this_device(folder: Path, tmp_path: Path, monkeypatch: pytes
     assert json.loads(to.read_text())["threads"] == 2
 
 
+@pytest.mark.slow
 def test_the_script_says_what_is_wrong(folder: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "measure_table.py", "--rounds", "0"], cwd=folder, capture_output=True, text=True

@@ -46,7 +46,8 @@ def kernels(path: Path) -> Counter[str]:
     return Counter(node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node)
 
 
-@pytest.mark.parametrize(("shortcut", "convolutions"), [pytest.param("A", 19, marks=pytest.mark.slow), ("B", 21)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("shortcut", "convolutions"), [("A", 19), ("B", 21)])
 def test_resnet_20_runs_on_integers(shortcut: Shortcut, convolutions: int, tmp_path: Path) -> None:
     compact = resnet(shortcut, outputs=True)
     path = export(compact, batch()[:2], tmp_path / "model.onnx")
