@@ -7,11 +7,11 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torch._functorch import config as autograd_config
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from lightning_compress.core import moments
+from lightning_compress.core.compiled import compiled
 from lightning_compress.core.compressor import Batches, Compressor
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
@@ -19,22 +19,6 @@ from lightning_compress.core.task import Task
 
 OptimizerFactory = Callable[[Iterable[Any]], Optimizer]
 SchedulerFactory = Callable[[Optimizer, int], LRScheduler]
-
-
-def _compiled(model: nn.Module) -> Callable[..., Any]:
-    """`model`, compiled so that on a CPU the backward pass works cheap steps out once more.
-
-    What would be kept for it otherwise are the masks of ReLU and of clipping, as bool tensors, by stores that inductor
-    does not vectorise there.
-    """
-    call = torch.compile(model)
-
-    def forward(inputs: Any) -> Any:
-        again = all(parameter.is_cpu for parameter in model.parameters())
-        with autograd_config.patch(aggressive_recomputation=again):
-            return call(inputs)
-
-    return forward
 
 
 @final
@@ -84,7 +68,7 @@ class CompressionModule(pl.LightningModule):
         self._factories = (optimizer, scheduler)
         self._horizon_steps = horizon_steps
         # A plain callable, not a submodule: a compiled module would rename every key of the checkpoint.
-        self._call: tuple[Callable[..., Any]] = (_compiled(self.model) if compile_model else self.model,)
+        self._call: tuple[Callable[..., Any]] = (compiled(self.model) if compile_model else self.model,)
         # Of the epoch under way: sums of the losses, steps in them, the methods' figures, validation's figures.
         self._sums: dict[str, Tensor] = {}
         self._count = 0

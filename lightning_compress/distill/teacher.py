@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from lightning_compress.core.compiled import compiled
 from lightning_compress.core.method import Step
 from lightning_compress.core.tap import Taps
 
@@ -71,7 +72,7 @@ class Teacher:
             for norm in [module for module in model.modules() if isinstance(module, _BatchNorm)]:
                 norm.train()
                 norm.track_running_stats = False  # what it learned of its training data stays as it is
-        self._call: Callable[..., Any] = torch.compile(self.model) if compile else self.model
+        self._call: Callable[..., Any] = compiled(self.model) if compile else self.model
         self.cache, self.bf16 = cache, bf16
         self._outputs = list(outputs)
         self._kept: dict[int, _Kept] = {}
