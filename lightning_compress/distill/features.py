@@ -39,7 +39,7 @@ def attention(student: Tensor, teacher: Tensor, power: float = 2.0) -> Tensor:
 
 
 def _attention(maps: Tensor, power: float) -> Tensor:
-    return F.normalize(maps.abs().pow(power).mean(1).flatten(1), dim=1)
+    return F.normalize(torch.linalg.vector_norm(maps, power, dim=1).pow(power).flatten(1), dim=1)
 
 
 @takes(adapter="never")
