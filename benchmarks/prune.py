@@ -9,10 +9,9 @@ in all layers that write or read them. All networks, its four and the candidates
 Runtime in turn, round by round. Of the candidates as fast as the peer's network, up to what one network measured twice
 differs by (of all that are not slower, if there are none), ours is the one with the largest product of its layers'
 widths, that is without a bottleneck; it is timed again beside the peer's for the record. Then both have the same epochs
-on the same batches with the same optimizer and schedule, for each seed; a third time ours has them with the dense
-network as its teacher, at the price of that one's forward passes. The test split is read once by each trained network.
-Beside it stands what moving masks would add to a step of gradual pruning. The same command goes on where it was
-stopped.
+on the same batches with the same optimizer and schedule, for each seed. The test split is read once by each trained
+network. Beside it stands what moving masks would add to a step of gradual pruning. The same command goes on where it
+was stopped.
 """
 
 import argparse
@@ -36,11 +35,10 @@ import torch_pruning as tp
 from torch import nn
 
 from lightning_compress.core.compressor import Compressor
-from lightning_compress.core.method import Compact, Method
+from lightning_compress.core.method import Compact
 from lightning_compress.core.schedule import Cosine, Polynomial, learning_rate
 from lightning_compress.core.task import classification
 from lightning_compress.cost.macs import macs
-from lightning_compress.distill.method import Distill
 from lightning_compress.export import latency, onnx, runtime
 from lightning_compress.module import CompressionModule
 from lightning_compress.prune.method import Prune
@@ -55,8 +53,6 @@ STAGES = ((0, 0.5), (0, 0.25, 0.5, 0.75), (0, 0.125, 0.25, 0.375, 0.5, 0.625, 0.
 CANDIDATES: list[Shares] = list(product(*STAGES, (0, 0.25, 0.5)))[1:]
 #: What the latencies of one network, measured twice, differ by.
 TWICE = 1.01
-#: Torch-Pruning's network, ours, and ours with the dense one as its teacher.
-SIDES = ("peer", "ours", "taught")
 
 
 def prune(shares: Shares) -> Prune:
@@ -98,13 +94,12 @@ def milliseconds(models: dict[str, nn.Module], inputs: torch.Tensor, rounds: int
     return {name: one.ratio for name, one in found.items()}
 
 
-def train(model: nn.Module, methods: list[Method], data: Any, seed: int, epochs: int, lr: float) -> nn.Module:
+def train(model: nn.Module, data: Any, seed: int, epochs: int, lr: float) -> nn.Module:
     """The finalized network after fine-tuning."""
     pl.seed_everything(seed, verbose=False)
     module = CompressionModule(
         copy.deepcopy(model).train().requires_grad_(True),
         classification(data.num_classes),
-        methods,
         example=data.example,
         optimizer=partial(torch.optim.SGD, lr=lr, momentum=0.9, nesterov=True, weight_decay=5e-4),
         scheduler=partial(learning_rate, schedule=Cosine(first=1.0, last=0.0)),
@@ -172,7 +167,6 @@ def chosen(dense: nn.Module, example: torch.Tensor, ratios: list[float], inputs:
             "ratio": ratio,
             "peer": row(f"peer {ratio}", others[f"peer {ratio}"]),
             "ours": {**row(str(shares), cuts[shares]), "shares": shares},
-            "taught": {"accuracy": {}},
         }
         for ratio, shares in best.items()
     ]
@@ -195,18 +189,16 @@ def beside(call: Callable[..., float], many: list[tuple[Any, ...]], workers: int
 
 
 def compare(row: dict[str, Any]) -> None:
-    """Add what ours is ahead by, alone and taught, and print it."""
-    peer, ours, taught = (row[side] for side in SIDES)
+    """Add what ours is ahead by, and print it."""
+    peer, ours = row["peer"], row["ours"]
+    gains = [value - peer["accuracy"][seed] for seed, value in ours["accuracy"].items()]
+    row["gain"] = statistics.mean(gains)
+    row["standard_error"] = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
+    means = [statistics.mean(side["accuracy"].values()) for side in (peer, ours)]
     print(
         f"ratio {row['ratio']}: latency {peer['latency_ratio']:.3f} and {ours['latency_ratio']:.3f} of dense, "
-        f"Torch-Pruning {statistics.mean(peer['accuracy'].values()):.2%}"
+        f"Torch-Pruning {means[0]:.2%}, ours {means[1]:.2%}, gain {row['gain']:.2%} ± {row['standard_error']:.2%}"
     )
-    for name, side in (("ours", ours), ("ours, taught", taught)):
-        gains = [value - peer["accuracy"][seed] for seed, value in side["accuracy"].items()]
-        side["gain"] = statistics.mean(gains)
-        side["standard_error"] = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.nan
-        mean = statistics.mean(side["accuracy"].values())
-        print(f"    {name} {mean:.2%}, gain {side['gain']:.2%} ± {side['standard_error']:.2%}")
 
 
 def main() -> None:
@@ -244,22 +236,19 @@ def main() -> None:
             "mask_overhead": overhead(dense, data),
             "settings": {"epochs": asked.epochs, "lr": asked.lr, "torch_pruning": version("torch-pruning")},
             "rows": chosen(dense, data.example, asked.ratios, inputs),
-            "provenance": [],
+            "provenance": provenance(),
         }
-    record["provenance"].append(provenance())
-    keep()
+        keep()
     print(f"dense {record['dense']:.2%}, moving masks takes {record['mask_overhead']:.2%} of a step")
     starts: dict[tuple[int, str], nn.Module] = {}
     for place, row in enumerate(record["rows"]):
         print("\n".join(f"ratio {row['ratio']}: {row[side]}" for side in ("peer", "ours")), flush=True)
         starts[place, "peer"] = peers(dense, data.example, row["ratio"])
         starts[place, "ours"] = cut(dense, data.example, tuple(row["ours"]["shares"]))
-        starts[place, "taught"] = starts[place, "ours"]
 
     def trained(place: int, side: str, seed: int) -> float:
-        batches, settings = build.data({**config, "seed": seed}), record["settings"]
-        methods: list[Method] = [Distill(copy.deepcopy(dense).eval())] if side == "taught" else []
-        return right(train(starts[place, side], methods, batches, seed, settings["epochs"], settings["lr"]))
+        batches = build.data({**config, "seed": seed})
+        return right(train(starts[place, side], batches, seed, record["settings"]["epochs"], record["settings"]["lr"]))
 
     rows = record["rows"]
     todo = [(*start, seed) for start, seed in product(starts, asked.seeds)]

@@ -203,7 +203,7 @@ def plot(found: Found) -> None:
         _panel(axes, found[precision])
         axes.set_title(title, fontsize=10)
     panels[0].set_ylabel("test accuracy, %")
-    panels[0].legend(fontsize=9)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
