@@ -9,7 +9,7 @@
 Intel Distiller's grid (examples/quantization/quant_aware_train/preact_resnet_cifar_dorefa.yaml in its repository)
 weighs labels 0.3 and the teacher 0.7. So do these runs, with the KL divergence times T^2 and without; beside both are
 a student without a teacher, and one that has no teacher either but whose labels weigh 0.3: that is where the unscaled
-loss must end as T grows.
+loss must end as T grows. All of it once more with a learning rate ten times as high, which the students alone survive.
 """
 
 import argparse
@@ -33,7 +33,13 @@ from lightning_compress.run import build, teaching
 RECORDS = Path("reports/records/temperature")
 TABLE, PLOT = Path("reports/tables/temperature.md"), Path("reports/tables/temperature.png")
 TEMPERATURES = (1, 2, 5, 10)
-PRECISIONS = {"temperature": "full precision", "temperature_w3a8": "3-bit weights, 8-bit activations (DoReFa)"}
+#: Experiment, overrides and title of each set of students.
+SETTINGS: dict[str, tuple[str, list[str], str]] = {
+    "temperature": ("temperature", [], "full precision"),
+    "temperature_w3a8": ("temperature_w3a8", [], "3-bit weights, 8-bit activations (DoReFa)"),
+    "temperature_fast": ("temperature", ["optimizer.lr=1.0"], "full precision, learning rate 1"),
+    "temperature_w3a8_fast": ("temperature_w3a8", ["optimizer.lr=1.0"], "3 and 8 bits, learning rate 1"),
+}
 LOSSES = {"kl": ("KL times T^2", "tab:blue", "o"), "kl_unscaled": ("KL unscaled", "tab:orange", "s")}
 ALONE = {"alone": ("no teacher", "tab:gray", "-"), "less": ("no teacher, labels weigh 0.3", "tab:green", "--")}
 #: ResNet-20 from ResNet-32, mean of four runs: no teacher, T = 1, 2, 5.
@@ -47,7 +53,7 @@ over {count} seeds. Published: Intel Distiller, preactivation ResNet-20 from Res
 `python benchmarks/temperature.py` makes this from `records/temperature/` and says how those were made."""
 LENGTHS = """\
 Length of each term's gradient at a sample's logits, weighed by 0.3 and 0.7, mean over validation samples."""
-#: Test accuracies in % by precision, student (a loss and its temperature, or one of `ALONE`) and seed.
+#: Test accuracies in % by setting, student (a loss and its temperature, or one of `ALONE`) and seed.
 Found = dict[str, dict[str, dict[int, float]]]
 
 
@@ -69,28 +75,28 @@ def commands(runs: Path, seeds: list[int]) -> list[str]:
         f"teacher.outputs={runs / 'outputs'} speed.threads=1 measure.latency=false"
     )
     return [
-        f"lightning-compress train experiment=distill/{precision} {' '.join(overrides)} seed={seed} {shared} "
-        f"--out {runs / f'{precision}-{student}-{seed}'}"
+        f"lightning-compress train experiment=distill/{experiment} {' '.join([*common, *own])} seed={seed} {shared} "
+        f"--out {runs / f'{setting}-{student}-{seed}'}"
         for seed in seeds
-        for student, overrides in students().items()
-        for precision in PRECISIONS
+        for student, own in students().items()
+        for setting, (experiment, common, _) in SETTINGS.items()
     ]
 
 
 def gather(runs: Path) -> None:
-    """Write the records: for each precision once what all its students share, and the figures of each; the gradients.
+    """Write the records: for each setting once what all its students share, and the figures of each; the gradients.
 
     Raises:
         ValueError: runs differ in more than they should, or their code was not committed.
     """
     RECORDS.mkdir(parents=True, exist_ok=True)
-    for precision in PRECISIONS:
+    for setting in SETTINGS:
         found = []
-        for path in sorted(runs.glob(f"{precision}-*/result.json")):
+        for path in sorted(runs.glob(f"{setting}-*/result.json")):
             run = json.loads(path.read_text())
             row = _row(run, path.parent)
             found.append((row, {key: run[key] for key in ("schema", "name", "config", "provenance")}))
-        write_record(RECORDS / f"{precision}.json", found)
+        write_record(RECORDS / f"{setting}.json", found)
     text = json.dumps(gradients(runs / "temperature-alone-0"), indent=1)
     (RECORDS / "gradients.json").write_text(text + "\n")
 
@@ -164,24 +170,25 @@ def _length(outputs: Tensor, term: Any) -> float:
 def load() -> Found:
     """Test accuracies in the records."""
     found: Found = {}
-    for precision in PRECISIONS:
+    for setting in SETTINGS:
         cells: dict[str, dict[int, float]] = defaultdict(dict)
-        for run in json.loads((RECORDS / f"{precision}.json").read_text())["runs"]:
+        for run in json.loads((RECORDS / f"{setting}.json").read_text())["runs"]:
             cells[run["student"]][run["seed"]] = 100 * run["metrics"]["test/accuracy"]
-        found[precision] = cells
+        found[setting] = cells
     return found
 
 
 def accuracies(found: Found) -> list[str]:
     """The rows of what each student has, and of the published grid."""
     rows = [["", "no teacher", "labels x 0.3", *(f"T = {temperature}" for temperature in TEMPERATURES)]]
-    for precision, title in PRECISIONS.items():
+    for setting, (*_, title) in SETTINGS.items():
         for loss, (name, *_) in LOSSES.items():
             taught = [f"{'kl' if at == 1 else loss}-{at}" for at in TEMPERATURES]
-            cells = [found[precision].get(student, {}) for student in ("alone", "less", *taught)]
-            rows.append([f"{title}, {name}", *(mean(list(each.values())) if each else "" for each in cells)])
-        alone, *others = PUBLISHED[precision]
-        rows.append([f"{title}, published", f"{alone:.2f}", "", *(f"{value:.2f}" for value in others), ""])
+            cells = [found[setting][student] for student in ("alone", "less", *taught)]
+            rows.append([f"{title}, {name}", *(mean(list(each.values())) for each in cells)])
+        if setting in PUBLISHED:
+            alone, *others = PUBLISHED[setting]
+            rows.append([f"{title}, published", f"{alone:.2f}", "", *(f"{value:.2f}" for value in others), ""])
     return table(rows)
 
 
@@ -197,13 +204,14 @@ def lengths() -> list[str]:
 
 
 def plot(found: Found) -> None:
-    """Accuracy over temperature, a panel for each precision, bars of a standard deviation over seeds."""
-    figure, panels = plt.subplots(1, 2, figsize=(10, 4.5), layout="constrained")
-    for axes, (precision, title) in zip(panels, PRECISIONS.items(), strict=True):
-        _panel(axes, found[precision])
+    """Accuracy over temperature, a panel for each setting, bars of a standard deviation over seeds."""
+    figure, panels = plt.subplots(2, 2, figsize=(10, 8), layout="constrained")
+    for axes, (setting, (*_, title)) in zip(panels.flat, SETTINGS.items(), strict=True):
+        _panel(axes, found[setting])
         axes.set_title(title, fontsize=10)
-    panels[0].set_ylabel("test accuracy, %")
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
+    for axes in panels[:, 0]:
+        axes.set_ylabel("test accuracy, %")
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=9)
     figure.savefig(PLOT, dpi=110, metadata={"Software": None})
 
 
