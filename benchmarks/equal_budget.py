@@ -8,8 +8,8 @@
 
 The student alone has `EPOCHS` epochs of `BATCHES` batches; everybody else has as many as cost the same, by the CPU
 time of a step, the teacher's forward pass in it. What the teacher's own training cost is not counted; that of an
-assistant is: half of the budget. All have one recipe and the published weights of their terms, and the last epoch
-counts, whatever validation says.
+assistant is: half of the budget. All have one recipe and, but for three, the published weights of their terms; the
+last epoch counts, whatever validation says.
 """
 
 import argparse
