@@ -116,6 +116,8 @@ def _compiled(graph: Any, shape: tuple[int, ...], threads: int, precision: Preci
         "INFERENCE_NUM_THREADS": threads,
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_PRECISION_HINT": precision,
+        # On CPUs with VNNI, inputs of layers with 4-bit weights would be rounded to 8 bits otherwise: errors of 9 %.
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
     }
     try:
         graph.reshape(list(shape))

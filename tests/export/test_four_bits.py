@@ -16,7 +16,7 @@ from lightning_compress.core import surgery
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
-from lightning_compress.export import runtime, verify
+from lightning_compress.export import openvino, runtime, verify
 from lightning_compress.export.onnx import export
 
 
@@ -174,12 +174,10 @@ def test_activations_behind_it(behind: nn.Module, bias: bool, tmp_path: Path) ->
 
 @pytest.mark.parametrize("symmetric", [True, False])
 def test_openvino_multiplies_by_4_bit_weights(symmetric: bool, tmp_path: Path) -> None:
-    openvino = pytest.importorskip("openvino")
+    pytest.importorskip("openvino")
     compact, inputs = grouped(block=32, symmetric=symmetric), batch(6, 128)
     path = export(compact, inputs, tmp_path / "model.onnx")
-    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    got = torch.from_numpy(compiled(inputs.numpy())[0])
+    got = torch.from_numpy(openvino.session(path)(inputs.numpy()))
     torch.testing.assert_close(got, compact.model(inputs), rtol=1e-3, atol=1e-2)
-    layers = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-    precisions = [info["runtimePrecision"].astype(str) for info in layers if "Fully" in info["layerType"].astype(str)]
-    assert ("i4" if symmetric else "u4") in precisions
+    layers = openvino.executed(path, (6, 128))
+    assert ("i4" if symmetric else "u4") in [layer.precision for layer in layers if "Fully" in layer.kind]
