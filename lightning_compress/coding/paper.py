@@ -2,17 +2,22 @@
 
 A weight that is kept takes a code of n bits that chooses one of 2^n shared values, and the distance from the one
 before it, in a few bits. Where that is too long, a weight of zero is stored in between. The shared values and the
-biases are float32. Section 3 of the paper, without Huffman coding.
+biases are float32. Section 3 of the paper; with `coded`, codes and distances each take a Huffman code (section 4).
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from lightning_compress.coding.bits import pack, packed_size, unpack
+from lightning_compress.coding.entropy import HUFFMAN, RAW, decode_symbols, encode_symbols
 from lightning_compress.coding.reader import Reader, varint
 
+_CODED = (HUFFMAN, RAW)  # the latter where there is no Huffman code: of one symbol
 
-def encode_layer(weights: NDArray[np.float32], levels: NDArray[np.float32], *, index_bits: int) -> bytes:
+
+def encode_layer(
+    weights: NDArray[np.float32], levels: NDArray[np.float32], *, index_bits: int, coded: bool = False
+) -> bytes:
     """Code a layer whose weights, of any shape, are all among `levels`, zero for those that are pruned among them.
 
     The number of levels is a power of two from 2 to 65,536.
@@ -42,11 +47,17 @@ def encode_layer(weights: NDArray[np.float32], levels: NDArray[np.float32], *, i
     index[ends] = distances & ((1 << index_bits) - 1)
     chosen = np.full(number, zero[0])
     chosen[ends] = codes[kept]
-    stream = pack(index, index_bits) + pack(chosen, _code_bits(len(levels)))
+    if coded:
+        stream = encode_symbols(index, 1 << index_bits, schemes=_CODED)
+        stream += encode_symbols(chosen, len(levels), schemes=_CODED)
+    else:
+        stream = pack(index, index_bits) + pack(chosen, _code_bits(len(levels)))
     return varint(number) + stream + levels.astype("<f4").tobytes()
 
 
-def decode_layer(data: bytes, size: int, *, num_levels: int, index_bits: int) -> NDArray[np.float32]:
+def decode_layer(
+    data: bytes, size: int, *, num_levels: int, index_bits: int, coded: bool = False
+) -> NDArray[np.float32]:
     """Read back the weights, 1-D: the inverse of `encode_layer`.
 
     Raises:
@@ -54,8 +65,10 @@ def decode_layer(data: bytes, size: int, *, num_levels: int, index_bits: int) ->
     """
     reader = Reader(data)
     number, bits = reader.varint(), _code_bits(num_levels)
-    index = unpack(reader.take(packed_size(number, index_bits)), number, index_bits)
-    chosen = unpack(reader.take(packed_size(number, bits)), number, bits)
+    if coded:
+        index, chosen = (decode_symbols(reader, number, alphabet) for alphabet in (1 << index_bits, num_levels))
+    else:
+        index, chosen = (unpack(reader.take(packed_size(number, each)), number, each) for each in (index_bits, bits))
     levels = np.frombuffer(reader.take(4 * num_levels), "<f4").astype(np.float32)
     places = np.cumsum(index.astype(np.int64) + 1) - 1
     if number and places[-1] >= size:

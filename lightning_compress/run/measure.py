@@ -16,6 +16,7 @@ from lightning_compress.core.compressor import read_stored
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.bops import bops, relative_bops
+from lightning_compress.cost.layout import layout_bytes
 from lightning_compress.cost.params import num_nonzeros, num_params
 from lightning_compress.cost.record import LayerCost, layer_table
 from lightning_compress.export import chooser, onnx, packed, runtime, verify
@@ -113,6 +114,10 @@ def costs(
     bits = {row.name: row.arithmetic_bits for row in counted}, {row.name: row.activation_bits for row in counted}
     weights = [compact.stored[name].value for name, _ in compact.model.named_parameters() if name in compact.stored]
     params, nonzeros = num_params(compact.model), num_nonzeros(weights)
+    layouts = {
+        "indexed_bytes": layout_bytes(compact.stored, coded=False),
+        "huffman_bytes": layout_bytes(compact.stored, coded=True),
+    }
     return {
         "params": params,
         "nonzeros": nonzeros,
@@ -122,6 +127,7 @@ def costs(
         "relative_bops": relative_bops(macs, *bits),
         "packed_bytes": packed_file.stat().st_size,
         "dense_bytes": 4 * num_params(base),
+        **{name: size for name, size in layouts.items() if size is not None},
     }, rows
 
 

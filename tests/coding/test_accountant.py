@@ -62,6 +62,16 @@ def test_real_bytes_of_random_masks(layer: Layer) -> None:
         decode_layer(data, layer.weights, num_levels=len(levels), index_bits=layer.index_bits), weights
     )
     assert 8 * len(data) + 32 * layer.biases == pytest.approx(layer_bits(layer), rel=0.01, abs=50)
+    huffman = encode_layer(weights, levels, index_bits=layer.index_bits, coded=True)
+    told = decode_layer(huffman, layer.weights, num_levels=len(levels), index_bits=layer.index_bits, coded=True)
+    np.testing.assert_array_equal(told, weights)
+    # Codes are drawn evenly here: Huffman gains on the distances alone, and stays within a bit of their entropy.
+    distances = np.diff(np.flatnonzero(weights), prepend=-1) - 1
+    counts = np.bincount(np.concatenate([distances & 31, np.full((distances >> 5).sum(), 31)]))
+    shares = counts[counts > 0] / counts.sum()
+    floor = counts.sum() * -(shares * np.log2(shares)).sum()
+    stream = 8 * (len(huffman) - 4 * len(levels)) - counts.sum() * layer.bits
+    assert floor - 0.02 * counts.sum() * layer.bits < stream < floor + counts.sum() + 8 * (len(levels) + 40)
 
 
 def test_the_layout_by_hand() -> None:
