@@ -20,7 +20,7 @@ _DECIDED = {
     **dict.fromkeys(("enable_progress_bar", "enable_model_summary", "enable_checkpointing"), ""),
 }
 #: Names in here are the user's own.
-_FREE = ("methods", "assistants", "members", "trainer")
+_FREE = ("methods", "assistants", "members", "trainer", "figures")
 _MISSING = "nothing"
 
 
@@ -192,7 +192,9 @@ def _same(keys: Sequence[str], expected: str, right: Callable[[Any], bool]) -> _
 _FORMS: _Forms = {
     **_same(("data", "model", "optimizer"), "a mapping with a _target_: choose it by its group", _node),
     **_same(("scheduler", "teacher.model"), "a mapping with a _target_, or null", _or_null(_node)),
-    **_same(("methods", "teacher.assistants"), "names with mappings that have a _target_, or null", _all_nodes),
+    **_same(
+        ("methods", "teacher.assistants", "figures"), "names with mappings that have a _target_, or null", _all_nodes
+    ),
     "teacher.members": ("names with mappings of a model, and maybe weights (a file) and a share above 0", _members),
     "teacher.mean": (
         "probabilities or logits, or null for probabilities",

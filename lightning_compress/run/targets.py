@@ -10,6 +10,7 @@ Config = dict[str, Any]
 
 #: What a `_target_` may name: building blocks. Nothing that reads a configuration itself, trains, writes or logs.
 SAFE = (
+    "lightning_compress.core.errors.",
     "lightning_compress.core.max_norm.",
     "lightning_compress.core.schedule.",
     "lightning_compress.data.",

@@ -105,6 +105,7 @@ def _trained(
         "epochs": wanted["epochs"],
         "seed": seed,
         "evaluate_test": False,
+        "figures": {},
         "measure": {**config["measure"], "latency": False, "onnx": False},
         "wandb": {**wandb, "job_type": name, "name": name, "id": None, "folder": wandb["folder"] or str(folder)},
         "teacher": {**wanted, "folder": None, "outputs": None, "assistants": {}, **_taught_by(taught_by)},

@@ -18,6 +18,7 @@ from lightning_compress.cost.macs import macs
 from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.export import pieces
 from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
+from lightning_compress.run.figures import figures
 from lightning_compress.run.fit import Job, Phase, fit
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Judge, PausedError, Rungs
@@ -163,9 +164,11 @@ def _finish(fitted: _Fitted) -> Result:
     files, checks, cost, layers = measure.measure(
         compact, setting.make, sample(data), setting.folder, architecture=setting.node, timing=timing
     )
-    metrics = measure.evaluate(compact.model, data.val_dataloader(), setting.task, "val")
-    if config["evaluate_test"]:
-        metrics |= measure.evaluate(compact.model, data.test_dataloader(), setting.task, "test")
+    splits = {"val": data.val_dataloader()} | ({"test": data.test_dataloader()} if config["evaluate_test"] else {})
+    metrics: dict[str, float] = {}
+    for split, batches in splits.items():
+        metrics |= measure.evaluate(compact.model, batches, setting.task, split)
+    metrics |= figures(config, compact.model, splits)
     return _record(setting, fitted.history, metrics, cost=cost, layers=layers, files=files, checks=checks)
 
 
