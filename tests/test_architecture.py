@@ -15,7 +15,7 @@ FLOORS = {
     **dict.fromkeys(("distill", "prune", "quantize", "share", "lowrank", "slim", "export", "launch"), 2),
     **dict.fromkeys(("module", "callback"), 3),
     "run": 4,
-    **dict.fromkeys(("sweep", "deploy"), 5),
+    **dict.fromkeys(("sweep", "deploy", "tables"), 5),
     "cli": 6,
     "arguments": 0,
 }

@@ -1,6 +1,5 @@
 """A study written down: what is run, what is searched, what is compared; read from one YAML file."""
 
-import difflib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
@@ -8,8 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
-import yaml  # type: ignore[import-untyped]
-
+from lightning_compress.core import strict_yaml
+from lightning_compress.core.strict_yaml import unknown
 from lightning_compress.sweep.options import Fidelity, Launch
 
 SAMPLERS = ("tpe", "tpe_group", "nsga2", "nsga3", "gp", "random")
@@ -98,7 +97,7 @@ class StudySpec:
 
     def _check_baselines(self) -> None:
         if self.reference is not None and self.reference not in self.baselines:
-            raise ValueError(f"study: reference {_unknown(self.reference, self.baselines, 'the baselines')}")
+            raise ValueError(f"study: reference {unknown(self.reference, self.baselines, 'the baselines')}")
         if self.baselines and self.reference is None:
             raise ValueError(
                 f"study: reference is missing: name the baseline that sizes and latencies are compared with, "
@@ -137,7 +136,7 @@ class StudySpec:
         for limit in self.limits if known is None else [each for each in self.limits if each.split()[0] in known]:
             name, side = limit.split()
             if name not in numbers:
-                raise ValueError(f"constraints: {_unknown(name, numbers, 'a result')}")
+                raise ValueError(f"constraints: {unknown(name, numbers, 'a result')}")
             found[limit] = (numbers[name] - self.constraints[name][side]) * (1.0 if side == "max" else -1.0)
         return found
 
@@ -180,7 +179,7 @@ def find(name: str, folders: Sequence[Path]) -> Path:
         if (place / f"{name}.yaml").is_file():
             return place / f"{name}.yaml"
     known = [path.stem for place in places if place.is_dir() for path in sorted(place.glob("*.yaml"))]
-    raise FileNotFoundError(f"study {_unknown(name, known, ', '.join(map(str, places)))}, or the path of a .yaml file")
+    raise FileNotFoundError(f"study {unknown(name, known, ', '.join(map(str, places)))}, or the path of a .yaml file")
 
 
 def load(path: Path) -> StudySpec:
@@ -189,16 +188,13 @@ def load(path: Path) -> StudySpec:
     Raises:
         ValueError: not a mapping, a key twice, an unknown key (the nearest right one is named), a wrong value.
     """
-    try:
-        data = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not readable YAML: {' '.join(str(error).split())}") from error
+    data = strict_yaml.load(path)
     if not isinstance(data, dict):
         raise ValueError(f"{path} must hold keys like name, space, objectives; got {type(data).__name__}")
     known = [each.name for each in fields(StudySpec)]
     for key in data:
         if key not in known:
-            raise ValueError(f"{path}: key {_unknown(str(key), known, 'a study')}")
+            raise ValueError(f"{path}: key {unknown(str(key), known, 'a study')}")
     missing = [key for key in ("objectives", "space", "trials") if key not in data]
     if missing:
         raise ValueError(f"{path}: a study needs {', '.join(missing)}")
@@ -206,28 +202,6 @@ def load(path: Path) -> StudySpec:
         return StudySpec(**{"name": path.stem, **data})
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-
-
-def _unknown(name: str, known: Mapping[str, Any] | Sequence[str], where: str) -> str:
-    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    hint = f"did you mean {near[0]!r}?" if near else f"write one of {', '.join(known) or 'none, there is none'}"
-    return f"{name!r} is not in {where}: {hint}"
-
-
-class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """Safe YAML that reads 1e-3 as a number and refuses a key written twice, as Hydra's reader does."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
-        for index, key in enumerate(keys):
-            if key in keys[:index]:
-                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is written twice", node.start_mark)
-        return super().construct_mapping(node, deep)  # type: ignore[no-any-return]
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9][0-9_]*(\.[0-9_]*)?[eE][-+]?[0-9]+$"), list("-+0123456789")
-)
 
 
 def _overrides(value: object) -> bool:
