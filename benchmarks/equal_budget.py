@@ -23,7 +23,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from rewinding import mean, table, verdict
+from seeds import mean, table, verdict
 from step_time import ours, sgd
 from temperature import write_record
 

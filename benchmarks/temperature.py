@@ -23,7 +23,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from rewinding import mean, table
+from seeds import mean, table
 from torch import Tensor
 from torch.nn import functional as F
 

@@ -130,8 +130,9 @@ def stale(record: Record, row: Row, overrides: Sequence[str] = ()) -> list[str]:
     `overrides` are those of all rows. Choices of a group (`optimizer=sgd`) leave no trace that could be compared.
     """
     found = []
-    if record.name != row.experiment:
-        found.append(f"is of {record.name!r}, the row is of {row.experiment!r}")
+    named = next((text[5:] for text in row.overrides if text.startswith("name=")), row.experiment)
+    if record.name != named:
+        found.append(f"is of {record.name!r}, the row is of {named!r}")
     if record.seed not in row.seeds:
         found.append(f"the row has no seed {record.seed}")
     for text in (*overrides, *row.overrides):

@@ -184,7 +184,7 @@ def _row(name: str, data: Any, columns: Mapping[str, Column]) -> Row:
     where = f"row {name}"
     if not re.fullmatch(r"[a-z0-9_.]+", str(name)):
         raise ValueError(f"{where}: a row's name has a-z, 0-9, _ and . only")
-    given = {"section": "", "overrides": [], "seeds": [], "needs": "cpu", "published": {}}
+    given: dict[str, Any] = {"section": "", "overrides": [], "seeds": [], "needs": "cpu", "published": {}}
     given |= dict.fromkeys(("experiment", "baseline", "runs_of", "cause"))
     row: Row = made(Row, where, {"name": name, **given}, data)
     published = {}
