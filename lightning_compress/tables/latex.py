@@ -70,7 +70,7 @@ def escape(text: str) -> str:
 def _prose(text: str) -> str:
     return "".join(
         rf"\href{{{url}}}{{{escape(inner)}}}" if kind == "a" else _KINDS[kind].format(escape(inner))
-        for kind, inner, url in pieces(re.sub(r"(?<=\S) *\n *(?=\S)", " ", text.strip()))
+        for kind, inner, url in pieces(re.sub(r"\n+", "\n\n", text.strip()))
     )
 
 

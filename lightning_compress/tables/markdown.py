@@ -15,7 +15,7 @@ def render(sheet: Sheet) -> str:
     parts = [
         f"# {escape(spec.title)}",
         f"[{escape(cells.citation(spec.paper))}]({spec.paper.url})",
-        spec.about.strip(),
+        re.sub(r"\n+", "\n\n", spec.about.strip()),
         f"**{counts}.** {cells.SELECTED[spec.selection]} {escape(RULE)}",
         *(["Known departures:\n\n" + "\n".join(f"- {each}" for each in spec.departures)] if spec.departures else []),
         "*Published*, mean ± standard deviation (runs), with the mark of its source; **ours**, the same; Δ, the "

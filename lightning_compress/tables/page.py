@@ -12,19 +12,22 @@ from lightning_compress.tables.verdict import RULE
 _PAGE = """\
 <style>
 td, th { vertical-align: top; }
-td:first-child, th:first-child { white-space: normal; min-width: 9rem; }
+td:first-child, th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0; background: white; }
+th[colspan] { text-align: left; }
 td em, .paper { color: var(--soft); }
-td span { display: block; font-size: .8rem; color: var(--soft); }
-span.reproduced, span.holds { color: #18794e; } span.not, span.failed { color: var(--warn); font-weight: 600; }
+td span { display: block; font-size: .8rem; color: var(--soft); white-space: normal; }
+.why { min-width: 8.5rem; }
+.reproduced, .holds { color: #18794e; } .not, .failed, .does-not-hold { color: var(--warn); font-weight: 600; }
 sup { color: var(--soft); font-size: .7rem; margin-left: 2px; } ul { margin: 6px 0; padding-left: 20px; }
-.long { white-space: normal; min-width: 14rem; text-align: left; } details { margin-top: 10px; }
+.about { white-space: pre-line; } .long { white-space: normal; min-width: 14rem; text-align: left; }
+details { margin-top: 10px; }
 </style>
 </head>
 <body><main>
 <header>
 <h1>{{ spec.title }}</h1>
 <p class="soft"><a href="{{ spec.paper.url }}">{{ citation }}</a></p>
-{% if spec.about %}<p>{{ spec.about | prose }}</p>{% endif %}
+{% if spec.about %}<p class="about">{{ spec.about | prose }}</p>{% endif %}
 </header>
 <div class="cards">
 {% for word, count in sheet.counts.items() %}
@@ -51,8 +54,8 @@ same; Δ, the difference to the row's baseline. {{ selected }}</p>
 <td>{% if cell.paper %}<em>{{ cell.paper }}</em><sup>{{ cell.mark }}</sup>{% endif %}
 {% if cell.paper_delta %}<span><em>Δ {{ cell.paper_delta }}</em></span>{% endif %}</td>
 <td>{% if cell.here %}<b>{{ cell.here }}</b>{% endif %}
-{% if cell.word %}<span class="{{ cell.word }}">{{ cell.word }}</span>{% endif %}
-{% if cell.why %}<span>{{ cell.why }}</span>{% endif %}
+{% if cell.word %}<span class="{{ cell.word | tag }}">{{ cell.word }}</span>{% endif %}
+{% if cell.why %}<span class="why">{{ cell.why }}</span>{% endif %}
 {% if cell.here_delta %}<span>Δ {{ cell.here_delta }}</span>{% endif %}</td>
 {% endfor %}
 </tr>
@@ -77,7 +80,7 @@ same; Δ, the difference to the row's baseline. {{ selected }}</p>
 <thead><tr><th class="long">published</th><th>ours</th><th>verdict</th><th>source</th></tr></thead><tbody>
 {% for claim in sheet.claims %}
 <tr><td class="long">{{ claim.text }}</td><td><b>{{ claim.here }}</b></td>
-<td><span class="{{ claim.word | replace("does ", "") }}">{{ claim.word }}</span></td><td>{{ claim.source }}</td></tr>
+<td><span class="{{ claim.word | tag }}">{{ claim.word }}</span></td><td>{{ claim.source }}</td></tr>
 {% endfor %}
 </tbody></table></div></section>
 {% endif %}
@@ -91,7 +94,9 @@ same; Δ, the difference to the row's baseline. {{ selected }}</p>
 def render(sheet: Sheet) -> str:
     """The page; published values are in italics with the mark of their source, ours bold."""
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["prose"] = _prose
+    environment.filters.update(
+        prose=_prose, tag=lambda word: "failed" if word[:6] == "failed" else word.replace(" ", "-")
+    )
     page = environment.from_string(HEAD + _PAGE).render(
         title=sheet.spec.title,
         sheet=sheet,

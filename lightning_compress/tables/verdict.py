@@ -66,7 +66,7 @@ def judge(published: Published, own: Measured, shift: float, decimals: int) -> V
         return Verdict("not judged", "one seed, no spread")
     other = published.sd if published.sd is not None else spread
     bound = 2 * math.sqrt(spread**2 / own.n + other**2 / (published.n or 1)) + abs(shift)
-    of_baseline = f", {abs(shift):.{decimals + 1}f} of it the baseline's" if shift else ""
+    of_baseline = f" (baseline {abs(shift):.{decimals + 1}f})" if shift else ""
     # Means of floats: what is equal on paper may differ in the last bits.
     return Verdict(
         "reproduced" if off <= bound + 1e-9 else "not",
