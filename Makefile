@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup sweep test lint clean
+.PHONY: setup sweep tables test lint clean
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -12,6 +12,9 @@ setup: .venv/ready
 
 sweep: .venv/ready
 	$(BIN)/lightning-compress sweep digits
+
+tables: .venv/ready
+	$(BIN)/lightning-compress table --render
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/pytest --quiet --numprocesses 2 --dist loadgroup

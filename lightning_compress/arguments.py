@@ -52,15 +52,22 @@ every runtime that is there; packed .lcz files run in PyTorch too.
 
   lightning-compress measure runs/a/dense.onnx runs/a/model.onnx --batch-size 64 --threads 1
   lightning-compress measure runs/a/dense.onnx runs/a/model.lcz --runtimes all""",
-    "table": """\
+    "latency-table": """\
 Measure how long each layer of a network takes at many channel counts: a latency table, and its error on whole networks.
 
-  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --out cpu.json
-  lightning-compress table model=resnet20 model.shortcut=B data=cifar10 --export pi
-  lightning-compress table --show cpu.json
+  lightning-compress latency-table model=resnet20 model.shortcut=B data=cifar10 --out cpu.json
+  lightning-compress latency-table model=resnet20 model.shortcut=B data=cifar10 --export pi
+  lightning-compress latency-table --show cpu.json
 
 With measure.table=cpu.json runs and sweeps take their latency from it. --export writes a folder for another device,
 where `python measure_table.py` needs numpy and onnxruntime only and writes the table.""",
+    "table": """\
+The table of a paper: what is published beside what runs here give, as pages in Markdown, HTML and LaTeX.
+
+  lightning-compress table hinton2015 --render   the pages again, from the records in reports/records/hinton2015
+  lightning-compress table --check               whether all pages are what their records give
+
+A table is written down in reports/tables/<paper>.yaml.""",
     "sensitivity": """\
 What each layer alone can lose: validation accuracy with one layer pruned, in fewer bits, or of low rank.
 
@@ -119,14 +126,21 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["measure"].add_argument("files", type=Path, nargs="+", help="ONNX files, or packed .lcz ones")
     made["measure"].add_argument("--runtimes", default="onnxruntime", metavar="NAME,...",
                                  help="all, or some of onnxruntime, openvino, torch, cuda, tensorrt")  # fmt: skip
-    for command, rounds in (("measure", 50), ("table", 15)):
+    for command, rounds in (("measure", 50), ("latency-table", 15)):
         for option, default in (("--batch-size", 64), ("--threads", 1), ("--rounds", rounds)):
             made[command].add_argument(option, type=int, default=default)
-    made["table"].add_argument("overrides", nargs="*", help="key=value")
-    goal = made["table"].add_mutually_exclusive_group(required=True)
+    made["latency-table"].add_argument("overrides", nargs="*", help="key=value")
+    goal = made["latency-table"].add_mutually_exclusive_group(required=True)
     goal.add_argument("--out", type=Path, help="the JSON file to write")
     goal.add_argument("--export", type=Path, metavar="FOLDER", help="write what measures it on another device")
     goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
+
+    of = made["table"].add_argument
+    of("papers", nargs="*", metavar="PAPER", help="name or path of a table's file (default: all in reports/tables)")
+    todo = made["table"].add_mutually_exclusive_group(required=True)
+    todo.add_argument("--render", action="store_true", help="write the pages from the records")
+    todo.add_argument("--check", action="store_true", help="fail if a page is not what its records give")
+    of("--out", type=Path, metavar="FOLDER", help="folder of the pages (default: reports/tables)")
 
     of = made["sensitivity"].add_argument
     of(
@@ -142,7 +156,7 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
 
 
 def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
-    for name in ("train", "table", "sensitivity", "sweep", "report", "dashboard", "pick"):
+    for name in ("train", "latency-table", "table", "sensitivity", "sweep", "report", "dashboard", "pick"):
         made[name].add_argument("--search-in", type=Path, action="append", default=[], metavar="FOLDER",
                                 help="a folder with experiments/ or sweeps/ of yours")  # fmt: skip
     made["sweep"].add_argument("words", nargs="+", metavar="[status|stop|resume|add-workers] STUDY [NUMBER]")

@@ -5,17 +5,11 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 
 from lightning_compress.arguments import LIMITS, parser
-
-if TYPE_CHECKING:
-    from lightning_compress.sweep.spec import StudySpec
-
-_VERBS = ("status", "stop", "resume", "add-workers")
 
 
 def _train(arguments: argparse.Namespace, console: Console) -> None:
@@ -41,74 +35,17 @@ def _train(arguments: argparse.Namespace, console: Console) -> None:
     console.print(table)
 
 
-def _study(name: str, arguments: argparse.Namespace) -> "tuple[StudySpec, Path]":
-    """A study and its folder: by name, by file, or by the folder itself."""
-    from lightning_compress.run import config
-    from lightning_compress.sweep import record, spec
-
-    if (Path(name) / record.FILE).exists():
-        return record.read_spec(Path(name))[0], Path(name)
-    found = spec.load(spec.find(name, config.shipped_folders(arguments.search_in)))
-    return found, arguments.out or Path("runs/sweeps") / found.name
-
-
 def _sweep(arguments: argparse.Namespace, console: Console) -> None:
-    from lightning_compress.sweep import control, record
-    from lightning_compress.sweep.status import status
+    from lightning_compress.sweep.command import sweep
 
-    verb, words = "run", list(arguments.words)
-    if words[0] in _VERBS:
-        verb = words.pop(0)
-    if len(words) != (2 if verb == "add-workers" else 1):
-        number = " and a number of workers" if verb == "add-workers" else ""
-        raise ValueError(f"sweep {verb}: expected a study{number}, got {' '.join(words) or 'nothing'}")
-    found, folder = _study(words[0], arguments)
-    if verb == "status":
-        console.print(status(folder).text(), markup=False, highlight=False, soft_wrap=True)
-    elif verb == "stop":
-        control.ask(folder, stop=True)
-    elif verb == "add-workers":
-        control.ask(folder, add=_count(words[1]))
-    else:
-        _run(record.read_spec(folder)[0] if verb == "resume" else found, folder, arguments, console)
-
-
-def _count(word: str) -> int:
-    if not word.isdigit() or int(word) < 1:
-        raise ValueError(f"sweep add-workers: expected a whole number from 1 up, got {word!r}")
-    return int(word)
-
-
-def _run(found: "StudySpec", folder: Path, arguments: argparse.Namespace, console: Console) -> None:
-    from dataclasses import replace
-    from functools import partial
-
-    from lightning_compress.launch.make import devices, make
-    from lightning_compress.run import config
-    from lightning_compress.sweep import check, engine, plan
-    from lightning_compress.sweep.progress import Progress
-    from lightning_compress.sweep.runs import Tools
-
-    asked = {"launcher": arguments.launcher, "workers": arguments.workers}
-    launch = {**found.launch, **{key: value for key, value in asked.items() if value is not None}}
-    if launch.get("devices") is None:
-        launch["devices"] = devices(launch.get("launcher", "local"))
-    found = replace(found, launch=launch)
-    tools = Tools(partial(config.compose, folders=arguments.search_in))
-    if arguments.dry_run:
-        check.check(found, tools)
-        console.print(plan.plan(found, folder).text())
-        return
-    chosen = found.launching
-    launcher = make(chosen.launcher, workers=chosen.workers, folder=folder, options=chosen.options)
-    engine.sweep(found, tools, launcher, folder=folder, progress=Progress(console), fresh=arguments.fresh)
-    console.print(f"report: {Path(found.report) / 'index.html'}", soft_wrap=True)
+    sweep(arguments, console)
 
 
 def _dashboard(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.sweep.command import study
     from lightning_compress.sweep.dashboard import serve
 
-    found, folder = _study(arguments.study, arguments)
+    found, folder = study(arguments.study, arguments)
     console.print(f"http://{arguments.host}:{arguments.port} (Ctrl-C ends it)", soft_wrap=True)
     serve(folder, found.storage, host=arguments.host, port=arguments.port)
 
@@ -124,8 +61,9 @@ def _sync(arguments: argparse.Namespace, console: Console) -> None:
 
 def _report(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.sweep import elsewhere, record, report
+    from lightning_compress.sweep.command import study
 
-    found, folder = _study(arguments.study, arguments)
+    found, folder = study(arguments.study, arguments)
     for one in elsewhere.bring(folder, found, arguments.latency):
         console.print(f"{one.run} on {one.label}: {one.latency_ms:.3g} ms, {one.latency_ratio:.3g} of the dense one's",
                       markup=False, highlight=False, soft_wrap=True)  # fmt: skip
@@ -138,8 +76,9 @@ def _report(arguments: argparse.Namespace, console: Console) -> None:
 def _pick(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.deploy import folder as deploy
     from lightning_compress.sweep import pick, record, runs
+    from lightning_compress.sweep.command import study
 
-    found, folder = _study(arguments.study, arguments)
+    found, folder = study(arguments.study, arguments)
     asked = {option: getattr(arguments, option.removeprefix("--").replace("-", "_")) for option, *_ in LIMITS}
     limits, collected = pick.limits(found, asked), record.collect(folder)
     choice = pick.pick(collected, limits)
@@ -200,7 +139,7 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
     console.print("\n".join(said), markup=False, highlight=False, soft_wrap=True)
 
 
-def _table(arguments: argparse.Namespace, console: Console) -> None:
+def _latency_table(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.deploy import table
     from lightning_compress.export.latency_table import Table as LatencyTable
     from lightning_compress.run import config
@@ -209,7 +148,7 @@ def _table(arguments: argparse.Namespace, console: Console) -> None:
         composed = config.compose(arguments.overrides, folders=arguments.search_in)
         timing = {"batch": arguments.batch_size, "threads": arguments.threads, "rounds": arguments.rounds}
         if min(timing.values()) < 1:
-            raise ValueError("table: expected --batch-size, --threads and --rounds from 1 up")
+            raise ValueError("latency-table: expected --batch-size, --threads and --rounds from 1 up")
         with console.status("writing models") as status:
             if arguments.export:
                 table.write_folder(composed, arguments.export, status.update)
@@ -219,6 +158,12 @@ def _table(arguments: argparse.Namespace, console: Console) -> None:
     if not arguments.export:
         for line in LatencyTable.read(arguments.show or arguments.out).told():
             console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.tables.command import table
+
+    table(arguments, console)
 
 
 def _sensitivity(arguments: argparse.Namespace, console: Console) -> None:
@@ -254,6 +199,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "sync": _sync,
     "export": _export,
     "measure": _measure,
+    "latency-table": _latency_table,
     "table": _table,
     "sensitivity": _sensitivity,
     "report": _report,
@@ -266,7 +212,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader = parser()
     # argparse takes overrides in one place only; known-args parsing lets them stand before and after options.
     arguments, rest = reader.parse_known_args(argv)
-    if rest and (arguments.command not in ("train", "table") or any(text.startswith("-") for text in rest)):
+    if rest and (arguments.command not in ("train", "latency-table") or any(text.startswith("-") for text in rest)):
         reader.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
         arguments.overrides += rest

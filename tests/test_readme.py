@@ -21,7 +21,7 @@ def test_the_python_block_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_every_command_is_shown_and_exists() -> None:
-    assert set(re.findall(r"^lightning-compress (\w+)", README, flags=re.MULTILINE)) == set(EXAMPLES)
+    assert set(re.findall(r"^lightning-compress ([\w-]+)", README, flags=re.MULTILINE)) == set(EXAMPLES)
 
 
 def test_it_stays_short() -> None:

@@ -457,7 +457,7 @@ def test_study_of_another_space(refused: Refused, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"schema": 9}, "is no latency table of schema 1, it has 9: write one with `lightning-compress table"),
+        ({"schema": 9}, "is no latency table of schema 1, it has 9: write one with `lightning-compress latency-table"),
         ({"threads": "many"}, "is a damaged latency table"),
         ({"batch_size": 8}, "set measure.batch_size=8 measure.threads=1"),
         ({}, "does not price layer 'conv1', a conv 3x3 8x8 (float to float) of 1 channels in and 4 out: measure again"),
@@ -471,12 +471,12 @@ def test_latency_table_of_a_run(changes: dict[str, Any], said: str, refused: Ref
 
 
 def test_table(refused: Refused, tmp_path: Path) -> None:
-    assert "no latency table at nowhere.json" in refused("table", "--show", "nowhere.json")
-    assert "did you mean 'resnet20'?" in refused("table", "model=resnet21", "--out", "t.json")
-    assert "--rounds from 1 up" in refused("table", "--out", "t.json", "--rounds", "0")
+    assert "no latency table at nowhere.json" in refused("latency-table", "--show", "nowhere.json")
+    assert "did you mean 'resnet20'?" in refused("latency-table", "model=resnet21", "--out", "t.json")
+    assert "--rounds from 1 up" in refused("latency-table", "--out", "t.json", "--rounds", "0")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()
-    assert "name another folder" in refused("table", "--export", "full")
+    assert "name another folder" in refused("latency-table", "--export", "full")
     assert not Path("t.json").exists()
 
 

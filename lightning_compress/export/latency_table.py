@@ -16,7 +16,7 @@ from lightning_compress.export.layers import Layer, Network
 SCHEMA = 1
 _PLAIN, _WAYS = "plain", ("integer", "float")
 _SUM = np.array([1.0, 0.0, 0.0])
-_WAY = "`lightning-compress table model=... data=... --out FILE`"
+_WAY = "`lightning-compress latency-table model=... data=... --out FILE`"
 Array = NDArray[np.float64]
 
 

@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     to = tmp_path_factory.mktemp("table") / "pi"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(table, "write_pieces", partial(table.write_pieces, patterns=2))
-        assert main(["table", "model.width=0.25", "--export", str(to)]) == 0
+        assert main(["latency-table", "model.width=0.25", "--export", str(to)]) == 0
     return to
 
 
@@ -49,7 +49,7 @@ def test_the_script_alone_makes_a_table(folder: Path, capsys: pytest.CaptureFixt
     assert found.error is not None
     assert np.isfinite(found.error.worst)
     capsys.readouterr()
-    assert main(["table", "--show", str(written)]) == 0
+    assert main(["latency-table", "--show", str(written)]) == 0
     assert str(found.error) in capsys.readouterr().out
 
 
@@ -58,7 +58,7 @@ def test_a_table_of_this_device(folder: Path, tmp_path: Path, monkeypatch: pytes
     archive = (folder / "pieces.zip").read_bytes()
     monkeypatch.setattr(table, "write_pieces", lambda config, file, say: file.write_bytes(archive))
     to = tmp_path / "new" / "cpu.json"
-    assert main(["table", "--out", str(to), "--rounds", "1", "--batch-size", "1", "--threads", "2"]) == 0
+    assert main(["latency-table", "--out", str(to), "--rounds", "1", "--batch-size", "1", "--threads", "2"]) == 0
     assert json.loads(to.read_text())["threads"] == 2
 
 

@@ -119,7 +119,10 @@ def test_told_lists_the_cost_of_channel_counts() -> None:
 @pytest.mark.parametrize(
     ("layer", "said"),
     [
-        (CONV.at(32, 16), ["'conv1'", "32 channels in", "only up to 16 in and 16 out", "lightning-compress table"]),
+        (
+            CONV.at(32, 16),
+            ["'conv1'", "32 channels in", "only up to 16 in and 16 out", "lightning-compress latency-table"],
+        ),
         (Layer(**{**asdict(CONV), "kernel": (5, 5)}), ["'conv1'", "conv 5x5 8x8", "at its largest width"]),
     ],
 )
@@ -142,7 +145,7 @@ def test_a_layer_that_is_not_in_it(layer: Layer, said: list[str]) -> None:
 )
 def test_what_is_no_table(text: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "t.json").write_text(text)
-    with pytest.raises(ValueError, match="lightning-compress table") as error:
+    with pytest.raises(ValueError, match="lightning-compress latency-table") as error:
         Table.read(tmp_path / "t.json")
     assert said in str(error.value)
 

@@ -101,7 +101,7 @@ def test_what_is_said_before_training(
     changes: dict[str, Any], kept: slice, said: str, configure: Configured, layers: tuple[Layer, ...], tmp_path: Path
 ) -> None:
     table = written(layers[kept], tmp_path / "cpu.json", **changes)
-    with pytest.raises(ValueError, match=r"lightning-compress table|set measure") as error:
+    with pytest.raises(ValueError, match=r"lightning-compress latency-table|set measure") as error:
         train(configure("epochs=1", "measure.onnx=true", f"measure.table={table}"), tmp_path / "run")
     assert said in str(error.value)
     assert not list((tmp_path / "run").glob("phase*"))
