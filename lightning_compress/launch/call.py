@@ -6,6 +6,7 @@
 import errno
 import json
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Iterator
@@ -29,6 +30,8 @@ _MEMORY_TEXTS = ("out of memory", "allocate memory", "cublas_status_alloc_failed
 _DISK_TEXTS = ("unexpected pos", "iostream error", "file write failed", "no space left on device")
 # Bytes kept back from the function: where it has taken all memory there is, saying so takes some.
 _SPARE = 4 << 20
+# What Lightning raises after a SIGTERM; by name, as it is not imported for that.
+_TERMINATED = "SIGTERMException"
 # Where Lightning finds a process's rank, first one first.
 _RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")
 
@@ -57,6 +60,8 @@ def run(job_file: Path) -> int:
     """Call the function and write down how it ended, beside `job_file`; 0, 1 where it failed, or `UNWRITTEN`.
 
     Of several ranks the first one writes; another writes only that it failed, which tells why the first one ended.
+    On SIGTERM the process dies of it, also where Lightning held it back to the end of a batch: only the launcher knows
+    who sent it.
     """
     rank = int(next((os.environ[name] for name in _RANKS if name in os.environ), 0))
     trace = ""
@@ -67,6 +72,8 @@ def run(job_file: Path) -> int:
     except KeyboardInterrupt:
         raise
     except BaseException as error:
+        if type(error).__name__ == _TERMINATED:
+            _die()
         del spare
         outcome, trace = Outcome(classify(error), one_line(error)), traceback.format_exc()
         text = json.dumps(asdict(outcome))
@@ -133,6 +140,13 @@ def _chain(error: BaseException) -> Iterator[BaseException]:
         yield found
         seen.add(id(found))
         found = found.__cause__ or (None if found.__suppress_context__ else found.__context__)
+
+
+def _die() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _call(job_file: Path) -> Any:

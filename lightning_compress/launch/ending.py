@@ -24,6 +24,8 @@ def ended(folder: Path, code: int, *, stopped: tuple[Cause, str] | None = None, 
         return Outcome("disk", f"no space left to write how the job ended, in {folder}")
     if code == -signal.SIGKILL:
         return Outcome("memory" if starved else "crash", _KILLED_FOR_MEMORY if starved else _KILLED)
+    if code == -signal.SIGTERM:
+        return Outcome("preempted", "asked to end by SIGTERM")
     if code < 0:
         return Outcome("crash", f"killed by {_name(-code)}")
     return Outcome("crash", f"exit code {code}")

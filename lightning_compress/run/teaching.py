@@ -3,13 +3,15 @@
 import hashlib
 import json
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+import filelock
 from torch import nn
 
 from lightning_compress.distill.ensemble import Ensemble
-from lightning_compress.run import build, identity, measure
+from lightning_compress.run import build, identity, measure, ranks
 from lightning_compress.run.result import FILE
 from lightning_compress.run.targets import Config, ConfigError
 
@@ -116,14 +118,30 @@ def _trained(
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
     place = (Path(wanted["folder"]) if wanted["folder"] else folder) / f"{name}-{digest}"
     if not (place / FILE).exists():
-        train(own, place)
+        with _alone(place):
+            if not (place / FILE).exists():
+                train(own, place)
     return str(place / measure.WEIGHTS)
 
 
+def _alone(place: Path) -> AbstractContextManager[object]:
+    """Hold `place` for the run that comes first; another waits as long as that one lives, then finds it finished.
+
+    Further ranks of a run are let in beside their first one.
+    """
+    if not ranks.is_first():
+        return nullcontext()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return filelock.FileLock(place.with_name(f".{place.name}.lock"))
+
+
 def _taught_by(members: Sequence[Config]) -> Config:
-    """What the configuration of a run says of teachers that are trained already, or of none."""
+    """What the configuration of a run says of teachers that are trained already, or of none.
+
+    Without any, how the student asks its teacher says nothing: students that differ in that may share one.
+    """
     if not members:
-        return {"members": {}, "mean": None}
+        return {"members": {}, "mean": None, "mode": "eval", "bf16": False, "cache": False}
     if len(members) == 1:
         return {"model": members[0]["model"], "weights": members[0]["weights"], "members": {}, "mean": None}
     named = {f"member{number}": member for number, member in enumerate(members)}

@@ -47,6 +47,17 @@ def trial(config: Config, folder: str, rungs: Sequence[int] = (), patience: floa
     return {"status": result.status, "epoch": len(result.history)}
 
 
+def whole(config: Config, folder: str) -> None:
+    """Train, measure and record one run in full, or go on with it where it was stopped.
+
+    Raises:
+        TimeoutError: another process is at work in the folder.
+        ValueError: what `train` raises.
+    """
+    with _alone_in(Path(folder)):
+        train(config, Path(folder))
+
+
 def timing(folder: str, reference: str | None = None, record: str = FILE) -> dict[str, Any]:
     """Time a run beside the dense ONNX file `reference` (None: its own) and add that to its file `record`.
 

@@ -153,6 +153,19 @@ def on_gpu() -> list[Any]:
     return [torch.cuda.device_count(), float(torch.ones(2, device="cuda").sum()), os.environ["CUDA_VISIBLE_DEVICES"]]
 
 
+def train_until_stopped() -> None:
+    """A fit of Lightning, which catches SIGTERM and raises at the end of the batch."""
+    import pytorch_lightning as pl
+    from pytorch_lightning.demos.boring_classes import BoringModel
+
+    class Stopped(BoringModel):
+        def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    trainer = pl.Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(Stopped())
+
+
 def train_on_two_ranks(folder: str) -> int:
     """A fit of Lightning over gloo on two processes; how many ranks there were."""
     import pytorch_lightning as pl

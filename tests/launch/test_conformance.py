@@ -79,6 +79,12 @@ def test_a_process_that_dies_is_a_crash(
     assert words in outcome.detail
 
 
+def test_a_training_that_is_asked_to_end_is_preempted(make: Make, case: Case, tmp_path: Path) -> None:
+    case.needs("process")
+    (outcome,) = wait(make(1).submit(job(tmp_path, "train_until_stopped")), seconds=60 + case.seconds)
+    assert outcome == Outcome("preempted", "asked to end by SIGTERM")
+
+
 def test_a_job_out_of_time_is_stopped_with_all_it_started(make: Make, case: Case, tmp_path: Path) -> None:
     case.needs("process", "timeout")
     wants = Resources(timeout=1.0)

@@ -1,5 +1,5 @@
 from pathlib import Path
-from signal import SIGKILL
+from signal import SIGKILL, SIGTERM
 
 import pytest
 
@@ -16,6 +16,7 @@ from tests.launch.cases import job
         (0, False, Outcome("crash", "exit code 0")),
         (-11, False, Outcome("crash", "killed by SIGSEGV")),
         (-11, True, Outcome("crash", "killed by SIGSEGV")),
+        (-SIGTERM, False, Outcome("preempted", "asked to end by SIGTERM")),
         (-40, False, Outcome("crash", "killed by signal 40")),
         (-SIGKILL, False, Outcome("crash", "killed by SIGKILL (the kernel's out-of-memory killer does that)")),
         (-SIGKILL, True, Outcome("memory", "killed by the kernel's out-of-memory killer")),

@@ -1,4 +1,6 @@
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +98,28 @@ def test_what_a_member_may_be(configure: Any, wrong: str) -> None:
         ConfigError, match=r"teacher\.members must be names with mappings of a model, and maybe weights"
     ):
         configure(*NETWORKS, f"++teacher.members.first.{wrong}")
+
+
+def test_a_teacher_that_several_runs_share_is_trained_once(configure: Any, tmp_path: Path) -> None:
+    config = configure("distill=kl", "model@teacher.model=small_conv", f"teacher.folder={tmp_path}")
+    began, go_on = threading.Event(), threading.Event()
+    trained: list[str] = []
+
+    def train(config: dict[str, Any], folder: Path) -> None:
+        trained.append(threading.current_thread().name)
+        began.set()
+        assert go_on.wait(60)
+        folder.mkdir()
+        made = build.model(build.architecture(config["model"], Digits()), seed=config["seed"])
+        torch.save(made.state_dict(), folder / "weights.pt")
+        (folder / FILE).touch()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(load_teacher, config, Digits(), tmp_path / "a", train)
+        assert began.wait(60)
+        second = pool.submit(load_teacher, config, Digits(), tmp_path / "b", train)
+        assert not wait([second], timeout=0.5).done, "it waits for the one that trains"
+        go_on.set()
+        networks = [future.result().eval() for future in (first, second)]
+    assert len(trained) == 1
+    torch.testing.assert_close(networks[0](X), networks[1](X))
