@@ -80,6 +80,8 @@ class ResNetCIFAR(nn.Module):
         width: factor on the channel counts, which stay multiples of 4.
         shortcut: "A" pads channels with zeros, as published; "B" is a 1x1 convolution with batch norm and
             lets channels of the residual stream be pruned.
+        stem: channels of the first convolution, before `width`: 8 of them and a width of 4 are the x4 networks of Tian
+            et al., arXiv 1910.10699, with stages of 64, 128 and 256 channels behind 32.
 
     Raises:
         ValueError: when `depth` is not 6n + 2 or `shortcut` is neither "A" nor "B".
@@ -96,6 +98,7 @@ class ResNetCIFAR(nn.Module):
         num_classes: int = 10,
         width: float = 1.0,
         shortcut: Shortcut = "A",
+        stem: int = 16,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -103,12 +106,12 @@ class ResNetCIFAR(nn.Module):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, ...), got {depth}; the nearest is {nearest}")
         if shortcut not in ("A", "B"):
             raise ValueError(f"shortcut must be 'A' (zero padding) or 'B' (1x1 convolution), got {shortcut!r}")
-        first, second, third = (scaled(channels, width, multiple=4) for channels in (16, 32, 64))
+        start, first, second, third = (scaled(channels, width, multiple=4) for channels in (stem, 16, 32, 64))
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(in_channels, first, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(first)
+        self.conv1 = nn.Conv2d(in_channels, start, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(start)
         self.relu1 = nn.ReLU()
-        self.layer1 = _stage(blocks, first, first, stride=1, shortcut=shortcut)
+        self.layer1 = _stage(blocks, start, first, stride=1, shortcut=shortcut)
         self.layer2 = _stage(blocks, first, second, stride=2, shortcut=shortcut)
         self.layer3 = _stage(blocks, second, third, stride=2, shortcut=shortcut)
         self.pool = nn.AdaptiveAvgPool2d(1)

@@ -21,11 +21,24 @@ IMAGES = {
     "mlp": (1, 8),
     "lenet5": (1, 28),
     "resnet8": (3, 16),
+    "preact_resnet20": (3, 16),
+    "wrn_16_2": (3, 16),
+    "resnet18": (3, 32),
+    "mobilenet_v1": (3, 32),
+    "vgg7": (3, 16),
     "vgg16": (3, 32),
     "small_conv": (1, 8),
 }
+#: Depths that take less long to compile.
+SHALLOW = {"vgg16": 11, "preact_resnet20": 8, "wrn_16_2": 10}
+#: Those that take seconds to compile and have no shallow form.
+LONG = {"resnet18", "mobilenet_v1"}
 EXTERNAL = {"timm", "huggingface"}
-REPEATED = {"resnet20", "resnet56", "resnet110"}
+REPEATED = {
+    *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
+    *(f"preact_resnet{depth}" for depth in (32, 44, 56, 110)),
+    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_40_1", "wrn_40_2", "vgg8", "vgg13"),
+}
 # Of other files: test_shared_trunk.py.
 COMPOSED = {"shared_trunk", "side_by_side"}
 
@@ -76,9 +89,11 @@ def test_exports_with_a_free_batch_size(name: str) -> None:
     torch.testing.assert_close(program.module()(other), model(other))
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in IMAGES]
+)
 def test_compiles_without_a_graph_break(name: str) -> None:
-    model, inputs = build(name, width=0.25, **({"depth": 11} if name == "vgg16" else {}))
+    model, inputs = build(name, width=0.25, **({"depth": SHALLOW[name]} if name in SHALLOW else {}))
     twin = copy.deepcopy(model)
     torch._dynamo.reset()
     compiled = torch.compile(twin, backend="aot_eager", fullgraph=True)

@@ -17,6 +17,8 @@ def closed_form(n: int) -> int:
     ("depth", "params", "millions"),
     [
         (8, 75_290, 0.08),
+        (14, 172_506, 0.17),
+        (26, 366_938, 0.37),
         (20, 269_722, 0.27),
         (32, 464_154, 0.46),
         (44, 658_586, 0.66),
@@ -29,7 +31,9 @@ def test_published_sizes(depth: int, params: int, millions: float) -> None:
     assert round(params / 1e6, 2) == millions
 
 
-@pytest.mark.parametrize(("depth", "millions"), [(8, 12.2), (20, 40.6), (56, 125.5), (110, 252.9)])
+@pytest.mark.parametrize(
+    ("depth", "millions"), [(8, 12.2), (14, 26.4), (20, 40.6), (26, 54.7), (56, 125.5), (110, 252.9)]
+)
 def test_published_macs(depth: int, millions: float) -> None:
     count = sum(macs(ResNetCIFAR(depth), torch.zeros(1, 3, 32, 32)).values())
     assert round(count / 1e6, 1) == millions
@@ -40,6 +44,15 @@ def test_projection_shortcut_adds_two_convolutions_with_batch_norm() -> None:
     assert num_params(ResNetCIFAR(20, shortcut="B")) == 269_722 + extra
     names = [name for name, module in ResNetCIFAR(20, shortcut="B").named_modules() if name.endswith("shortcut.0")]
     assert names == ["layer2.0.shortcut.0", "layer3.0.shortcut.0"]
+
+
+@pytest.mark.parametrize(("depth", "params"), [(8, 1_233_540), (32, 7_433_860)])
+def test_x4_has_twice_the_channels_first_and_four_times_in_each_stage(depth: int, params: int) -> None:
+    net = ResNetCIFAR(depth, num_classes=100, stem=8, width=4.0, shortcut="B")
+    blocks = [net.get_submodule(f"layer{stage}.0.conv1") for stage in (1, 2, 3)]
+    shapes = [(block.in_channels, block.out_channels) for block in blocks if isinstance(block, nn.Conv2d)]
+    assert shapes == [(32, 64), (64, 128), (128, 256)]
+    assert num_params(net) == params
 
 
 def test_pad_shortcut_keeps_the_middle_channels_and_every_second_pixel() -> None:

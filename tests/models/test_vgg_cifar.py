@@ -22,7 +22,23 @@ def test_without_hidden_layer_has_the_size_of_liu_2019() -> None:
     assert round(num_params(VGGCIFAR(16, hidden=None)) / 1e6, 2) == 14.72
 
 
-@pytest.mark.parametrize("depth", [11, 13, 16, 19])
+def test_vgg7_has_the_size_of_the_literature_on_few_bits() -> None:
+    net = VGGCIFAR(7, hidden=1024)
+    channels = [module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d)]
+    assert channels == [128, 128, 256, 256, 512, 512]
+    assert round(num_params(net) / 1e6, 2) == 12.98
+    assert round(sum(macs(net, torch.zeros(1, 3, 32, 32)).values()) / 1e6) == 616
+
+
+@pytest.mark.parametrize(("depth", "params"), [(8, 3_965_028), (13, 9_462_180)])
+def test_networks_of_tian_2020_end_at_four_by_four_pixels(depth: int, params: int) -> None:
+    net = VGGCIFAR(depth, hidden=None, pooled=3, num_classes=100)
+    biases = sum(module.out_channels for module in net.modules() if isinstance(module, nn.Conv2d))
+    assert num_params(net) + biases == params  # theirs have one, in front of a batch norm
+    assert net.features(torch.zeros(1, 3, 32, 32)).shape == (1, 512, 4, 4)
+
+
+@pytest.mark.parametrize("depth", [8, 11, 13, 16, 19])
 def test_depth_counts_convolutions_and_linear_layers(depth: int) -> None:
     net = VGGCIFAR(depth, width=0.1)
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d)]
@@ -42,5 +58,5 @@ def test_five_poolings_at_32_pixels() -> None:
 
 
 def test_refuses_an_unknown_depth() -> None:
-    with pytest.raises(ValueError, match="one of 11, 13, 16, 19, got 15"):
+    with pytest.raises(ValueError, match="one of 7, 8, 11, 13, 16, 19, got 15"):
         VGGCIFAR(15)
