@@ -90,6 +90,15 @@ Choose the best front point within limits, and write the folder that goes to ano
 
 Its predict.py and measure.py need numpy and onnxruntime only: `python predict.py --check` compares with PyTorch on real
 samples, `python measure.py` times it there, and `report --latency` brings that back as a column.""",
+    "compare": """\
+Hold runs, records of tables and studies side by side: a short table here, and a page with settings that differ,
+numbers, curves, fronts, layers and where they come from.
+
+  lightning-compress compare runs/a runs/b
+  lightning-compress compare runs/sweeps/digits runs/sweeps/wider --out wider
+  lightning-compress compare reports/records/han2015/lenet_5/seed0.json runs/mine
+
+Differences are to the first.""",
 }
 
 
@@ -117,6 +126,9 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["train"].add_argument("overrides", nargs="*", help="key=value")
     made["train"].add_argument("--out", type=Path, help="folder of the run (default: runs/<name>)")
     made["train"].add_argument("--show", action="store_true", help="print the resolved configuration and stop")
+    made["compare"].add_argument("sources", type=Path, nargs="+", metavar="RUN|STUDY|FILE",
+                                 help="a run's or a study's folder, or the JSON file of a run or record")  # fmt: skip
+    made["compare"].add_argument("--out", type=Path, metavar="FOLDER", help="for the page (default: runs/compare)")
     made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
     made["export"].add_argument("packed", type=Path)
     made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")

@@ -111,14 +111,8 @@ def _measure(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.run.compare import compare
 
     names = arguments.runtimes.split(",")
-    found = compare(
-        arguments.files,
-        runtimes=names,
-        batch_size=arguments.batch_size,
-        threads=arguments.threads,
-        rounds=arguments.rounds,
-        allow=arguments.allow,
-    )
+    asked = {key: getattr(arguments, key) for key in ("batch_size", "threads", "rounds", "allow")}
+    found = compare(arguments.files, runtimes=names, **asked)
     first = next(iter(found.latencies.values()))
     table = Table(
         title=f"{first.device}, batch {first.batch_size}, {first.threads} thread(s), {first.rounds} rounds side by side"
@@ -166,6 +160,12 @@ def _table(arguments: argparse.Namespace, console: Console) -> None:
     table(arguments, console)
 
 
+def _compare(arguments: argparse.Namespace, console: Console) -> None:
+    from lightning_compress.compare.command import compare
+
+    compare(arguments.sources, arguments.out, console)
+
+
 def _sensitivity(arguments: argparse.Namespace, console: Console) -> None:
     from lightning_compress.run import config, sensitivity
     from lightning_compress.sweep import curves
@@ -204,6 +204,7 @@ _COMMANDS: dict[str, Callable[[argparse.Namespace, Console], None]] = {
     "sensitivity": _sensitivity,
     "report": _report,
     "pick": _pick,
+    "compare": _compare,
 }
 
 

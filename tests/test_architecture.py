@@ -16,7 +16,8 @@ FLOORS = {
     **dict.fromkeys(("module", "callback"), 3),
     "run": 4,
     **dict.fromkeys(("sweep", "deploy", "tables"), 5),
-    "cli": 6,
+    "compare": 6,
+    "cli": 7,
     "arguments": 0,
 }
 HOMES = {
@@ -38,7 +39,7 @@ HOMES = {
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},
     "torchmetrics": {"core/task.py"},
-    "plotly": {"sweep/report.py", "sweep/curves.py"},
+    "plotly": {"sweep/report.py", "sweep/curves.py", "compare/figures.py", "compare/page.py"},
     "matplotlib": {"sweep/report.py"},
     "timm": {"models/load.py"},
     "transformers": {"models/load.py"},

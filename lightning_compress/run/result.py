@@ -21,7 +21,8 @@ class Result:
     `metrics` are by split and name ("val/accuracy", a share in [0, 1]); "test/..." is there only if the test split was
     read. `cost` holds counts, bytes, milliseconds and the latency's ratio to the dense float network measured in the
     same call. `layers` is the per-layer table, `history` the curve by epoch, `files` paths relative to the run;
-    `provenance` has what `tracking/provenance.py` tells, and "teacher", the hash of the one that was learned from.
+    `provenance` has what `tracking/provenance.py` tells, "teacher", the hash of the one that was learned from, and
+    "wandb", the address of the run's W&B page if it was online.
 
     >>> Result(name="a", metrics={"val/accuracy": 0.9}).get("val/accuracy")
     0.9

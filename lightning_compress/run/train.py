@@ -57,6 +57,7 @@ def train(config: Config, folder: Path, rungs: Rungs | None = None) -> Result:
             log.summary(run, pause.result)
             return pause.result
         result.wall_seconds = time.time() - started
+        result.provenance |= {"wandb": run.url} if run.url else {}
         result.save(folder)
         log.summary(run, result)
         log.layers(run, result)

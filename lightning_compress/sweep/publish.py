@@ -17,7 +17,7 @@ from lightning_compress.tracking.wandb import Labels, Run, log_run
 AXIS = "trials/done"
 UPLOAD_SECONDS = 120.0  # the models of the front are uploaded at the end
 _FILES = ("packed", "onnx")
-_MARK = "published.json"
+MARK = "published.json"
 
 
 def study_labels(spec: StudySpec, identity: str, project: str) -> Labels:
@@ -37,7 +37,8 @@ class StudyRun:
     """The run of the study kept in `folder`: one at W&B, whatever number of times the sweep is stopped and goes on.
 
     It is opened when there is something to log first, and again under its id after a restart; `published.json` in the
-    study says what was logged last. `mode` is as `log_run` takes it. Leaving the block closes the run.
+    study says what was logged last, and the run's address if it has one. `mode` is as `log_run` takes it. Leaving the
+    block closes the run.
     """
 
     def __init__(self, labels: Labels, spec: StudySpec, folder: Path, mode: str) -> None:
@@ -45,8 +46,8 @@ class StudyRun:
         self._open = ExitStack()
         self._run: Run | None = None
         self._mark: dict[str, Any] = {"done": 0, "front": [], "results": None}
-        if (folder / _MARK).exists():
-            self._mark |= json.loads((folder / _MARK).read_text(encoding="utf-8"))
+        if (folder / MARK).exists():
+            self._mark |= json.loads((folder / MARK).read_text(encoding="utf-8"))
 
     def __enter__(self) -> Self:
         self._open.__enter__()
@@ -93,11 +94,13 @@ class StudyRun:
                 patience=UPLOAD_SECONDS,
             )
             self._run = self._open.enter_context(opening)
+            if self._run.url:
+                self._note(url=self._run.url)
         return self._run
 
     def _note(self, **known: Any) -> None:
         self._mark |= known
-        write_json(self._folder / _MARK, self._mark)
+        write_json(self._folder / MARK, self._mark)
 
 
 def summary(record: StudyRecord) -> dict[str, float]:

@@ -70,10 +70,15 @@ def front_figure(record: StudyRecord, axis: Axis) -> go.Figure:
     if record.teacher:
         star = {"symbol": "star", "color": _INK, "size": 13}
         figure.add_trace(_dots(record, [record.teacher], axis, "teacher", star))
-    ticks = _ticks([_x(record, point, axis) for point in _all(record)])
+    return along(figure, axis, [_x(record, point, axis) for point in _all(record)], record.spec.quality)
+
+
+def along(figure: go.Figure, axis: Axis, values: Sequence[float], quality: str) -> go.Figure:
+    """The figure with `quality` over a cost on a logarithmic scale that has all `values`."""
+    ticks = _ticks(values)
     figure.update_xaxes(type="log", title=axis.title, tickvals=ticks, ticktext=[axis.label(tick) for tick in ticks])
-    figure.update_yaxes(title=html.escape(record.spec.quality))
-    return _styled(figure)
+    figure.update_yaxes(title=html.escape(quality))
+    return styled(figure)
 
 
 def _others(record: StudyRecord) -> tuple[list[Point], list[Point]]:
@@ -97,7 +102,7 @@ def importance_figure(record: StudyRecord) -> go.Figure:
     )
     figure.update_xaxes(title="share of the importance", tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(automargin=True)
-    return _styled(figure).update_layout(height=120 + 32 * len(names))
+    return styled(figure).update_layout(height=120 + 32 * len(names))
 
 
 def _dots(
@@ -115,7 +120,7 @@ def _dots(
         mode=mode,
         name=name,
         marker=marker,
-        text=[_hover(record, point) for point in points],
+        text=[hover(record, point) for point in points],
         hovertemplate="%{text}<extra></extra>",
     )
 
@@ -130,7 +135,7 @@ def _coloured(record: StudyRecord, axis: Axis) -> dict[str, Any]:
     }
 
 
-def _steps(record: StudyRecord, axis: Axis) -> list[tuple[float, float]]:
+def steps(record: StudyRecord, axis: Axis) -> list[tuple[float, float]]:
     """Corners of the best quality at or below each cost, over trials that may be on the front."""
     full = [point for point in record.points if point.epochs is None and point.feasible]
     pairs = [(_x(record, point, axis), point.values[0]) for point in full]
@@ -139,7 +144,7 @@ def _steps(record: StudyRecord, axis: Axis) -> list[tuple[float, float]]:
 
 
 def _staircase(record: StudyRecord, axis: Axis) -> go.Scatter:
-    corners = _steps(record, axis)
+    corners = steps(record, axis)
     return go.Scatter(
         x=[x for x, _ in corners],
         y=[y for _, y in corners],
@@ -150,7 +155,7 @@ def _staircase(record: StudyRecord, axis: Axis) -> go.Scatter:
     )
 
 
-def _hover(record: StudyRecord, point: Point) -> str:
+def hover(record: StudyRecord, point: Point) -> str:
     """Everything about a point in HTML that plotly shows; names are the user's, so they are escaped."""
     row = records.row(record, point)
     lines = [f"<b>{html.escape(point.name)}</b>"]
@@ -162,7 +167,8 @@ def _hover(record: StudyRecord, point: Point) -> str:
     return "<br>".join(lines)
 
 
-def _styled(figure: go.Figure) -> go.Figure:
+def styled(figure: go.Figure) -> go.Figure:
+    """The figure in the look that those of all pages share."""
     figure.update_xaxes(gridcolor="#e8ecf0", zeroline=False, linecolor=_GREY)
     figure.update_yaxes(gridcolor="#e8ecf0", zeroline=False, linecolor=_GREY)
     return figure.update_layout(
@@ -195,7 +201,7 @@ def _png(record: StudyRecord, path: Path) -> None:
     if stopped:
         axes.scatter(*draw(stopped), s=22, facecolors="none", edgecolors=_GREY, label=_STOPPED, zorder=2)
     axes.scatter(*draw(beaten), s=28, color=_GREY, label=_BEATEN, zorder=2)
-    corners = _steps(record, SIZE)
+    corners = steps(record, SIZE)
     axes.step(*zip(*corners, strict=True), where="post", color=_LINE, lw=1.2, label="best at this size", zorder=1)
     colours = [records.row(record, point)["faster"] for point in record.front]
     dots = axes.scatter(*draw(record.front), c=colours, s=64, edgecolors=_INK, lw=0.8, label="front", zorder=4)

@@ -90,6 +90,11 @@ class Run:
         self.handle = handle
         self._failures: set[str] = set()
 
+    @property
+    def url(self) -> str | None:
+        """Where W&B shows the run; None for one that is offline or not there."""
+        return None if self.handle is None or self.handle.offline else self.handle.url
+
     def use_axis(self, metric: str) -> None:
         """Draw all curves over `metric`; `log_run` calls it. A step that W&B counts itself breaks on a resumed run."""
 

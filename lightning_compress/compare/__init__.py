@@ -1,0 +1,1 @@
+"""Runs and studies held side by side: what differs in them, and in what came of them."""
