@@ -50,21 +50,23 @@ def differing(sides: Sequence[Mapping[str, Any]]) -> list[Row]:
 
 
 def numbers(result: Result) -> dict[str, float]:
-    """All numbers of a run: of the test, the validation and the training split, costs, and what training took."""
-    found = {**result.numbers, "wall_seconds": result.wall_seconds, "train_flops": result.train_flops}
-    metrics = [name for split in _METRICS for name in sorted(found) if name.startswith(split)]
-    return {name: found[name] for name in dict.fromkeys((*metrics, *found))}
+    """All numbers of a run: metrics, costs, and what training took."""
+    return {**result.numbers, "wall_seconds": result.wall_seconds, "train_flops": result.train_flops}
 
 
 def side_by_side(sides: Sequence[Mapping[str, float]]) -> list[tuple[str, list[tuple[str, str]]]]:
     """For each number a pair of texts per side: the number, and its difference to the first side's.
 
+    Metrics come first, those of the test split before those of validation and training.
+
     >>> side_by_side([{"val/accuracy": 0.5, "cost/packed_bytes": 200}, {"cost/packed_bytes": 100}])
     [('val/accuracy', [('0.5', ''), ('', '')]), ('cost/packed_bytes', [('200 B', ''), ('100 B', '-50.0 %')])]
     """
     first, *others = sides
+    names = dict.fromkeys(name for side in sides for name in side)
+    ordered = [name for split in _METRICS for name in sorted(names) if name.startswith(split)]
     rows = []
-    for name in dict.fromkeys(name for side in sides for name in side):
+    for name in dict.fromkeys((*ordered, *names)):
         gaps = ["", *(gap(name, first.get(name), side.get(name)) for side in others)]
         rows.append((name, [(number(name, side.get(name)), text) for side, text in zip(sides, gaps, strict=True)]))
     return rows

@@ -14,9 +14,10 @@ from lightning_compress.sweep.report import LATENCY, SIZE, Axis
 _COLORS = ("#2563eb", "#d64545", "#0f9d58", "#b44d12", "#7c3aed", "#0891b2", "#be185d", "#65a30d", "#616e7c")
 
 
-def curves(runs: Sequence[Run]) -> dict[str, go.Figure]:
-    """What was logged by epoch, by the figure's name; in each a menu chooses the number."""
-    keys = sorted({key for run in runs for row in run.result.history for key in row if key != "epoch"})
+def curves(subjects: Sequence[Run | Study]) -> dict[str, go.Figure]:
+    """What the runs logged by epoch, by the figure's name; in each a menu chooses the number."""
+    runs = [(color, one) for color, one in _colored(subjects) if isinstance(one, Run)]
+    keys = sorted({key for _, run in runs for row in run.result.history for key in row if key != "epoch"})
     parts = {
         "validation": [key for key in keys if key.startswith("val/")],
         "training": sorted((key for key in keys if not key.startswith("val/")), key=lambda key: key != "train/loss"),
@@ -30,10 +31,15 @@ def fronts(subjects: Sequence[Run | Study]) -> dict[str, go.Figure]:
     return {name: _fronts(subjects, axis, quality) for name, axis in (("size", SIZE), ("latency", LATENCY))}
 
 
-def _curves(runs: Sequence[Run], keys: Sequence[str]) -> go.Figure:
+def _colored(subjects: Sequence[Run | Study]) -> list[tuple[str, Run | Study]]:
+    """Each with the color that it has in all figures."""
+    return list(zip(cycle(_COLORS), subjects, strict=False))
+
+
+def _curves(runs: Sequence[tuple[str, Run]], keys: Sequence[str]) -> go.Figure:
     figure, shown = go.Figure(), list[str]()
     for key in keys:
-        for color, run in zip(cycle(_COLORS), runs):
+        for color, run in runs:
             points = [(row["epoch"] + 1, row[key]) for row in run.result.history if key in row]
             if points:
                 shown.append(key)
@@ -62,7 +68,7 @@ def _menu(keys: Sequence[str], shown: Sequence[str]) -> list[dict[str, Any]]:
 
 def _fronts(subjects: Sequence[Run | Study], axis: Axis, quality: str) -> go.Figure:
     figure, costs = go.Figure(), list[float]()
-    for color, one in zip(cycle(_COLORS), subjects):
+    for color, one in _colored(subjects):
         if isinstance(one, Run):
             found = one.result.numbers
             known = quality in found and f"cost/{axis.column}" in found

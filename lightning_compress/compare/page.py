@@ -30,7 +30,7 @@ _PAGE = """\
 {% endmacro %}
 <header>
 <h1>{{ title }}</h1>
-<p class="soft">Differences are to the first, {{ first }}.</p>
+<p class="soft">Differences are to the first column.</p>
 </header>
 
 {% if studies %}
@@ -79,7 +79,8 @@ network.</p>{% endif %}
 <section><h2>Where they come from</h2>
 {% if runs %}{{ rows(runs, origins) }}{% endif %}
 <dl>{% for one in subjects %}<dt>{{ one.label }} at W&amp;B</dt>
-<dd>{% if one.link %}<a href="{{ one.link }}">{{ one.link }}</a>{% else %}no address was recorded{% endif %}</dd>{% endfor %}</dl>
+<dd>{% if one.link %}<a href="{{ one.link }}">{{ one.link }}</a>{% else %}no address was recorded{% endif %}</dd>
+{% endfor %}</dl>
 </section>
 """
 _TITLES = {
@@ -95,12 +96,11 @@ def write(subjects: Sequence[Run | Study], folder: Path) -> Path:
     runs = [one for one in subjects if isinstance(one, Run)]
     studies = [one for one in subjects if isinstance(one, Study)]
     fields = _of_runs(runs) | _of_studies(studies)
-    drawn = figures.curves(runs) | (figures.fronts(subjects) if fields["front_titles"] else {})
+    drawn = figures.curves(subjects) | (figures.fronts(subjects) if fields["front_titles"] else {})
     entries = [f'"{name}": {figure.to_json()}' for name, figure in drawn.items()]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     page = environment.from_string(OPENING + _PAGE + CLOSING).render(
         title=" and ".join(one.label for one in subjects),
-        first=subjects[0].label,
         subjects=subjects,
         curve_titles=[(name, _TITLES[name]) for name in drawn if name in ("validation", "training")],
         figures=Markup(f"{{{', '.join(entries)}}}"),
