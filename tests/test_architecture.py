@@ -22,6 +22,7 @@ FLOORS = {
 }
 HOMES = {
     "wandb": {"tracking/wandb.py"},
+    "wandb_workspaces": {"tables/wandb_report.py"},
     "optuna": {"sweep/study.py", "sweep/view.py", "sweep/store.py"},
     "optuna_dashboard": {"sweep/dashboard.py"},
     "submitit": {"launch/slurm.py"},

@@ -35,6 +35,7 @@ class Server(ThreadingHTTPServer):
         self.url = f"http://127.0.0.1:{self.server_port}"
         self.runs: dict[str, StoredRun] = {}
         self.artifacts: dict[str, Artifact] = {}
+        self.reports: dict[str, Json] = {}
         self.requests: Counter[str] = Counter()
         self.unknown: list[str] = []
         self.fault: int | Literal["hang"] | None = None
@@ -243,6 +244,24 @@ class Server(ThreadingHTTPServer):
 
     def _FetchArtifactManifest(self, asked: Json) -> Json:
         return {"artifact": {"currentManifest": {"file": {"directUrl": self._place("manifest", asked["id"])}}}}
+
+    def _ProjectInternalId(self, _: Json) -> Json:
+        return {"project": {"id": "1", "internalId": base64.b64encode(b"ProjectInternalId:1").decode()}}
+
+    def _GetProjects(self, _: Json) -> Json:
+        user = {"__typename": "User", "id": "1", "name": ENTITY, "username": ENTITY, "email": "me@here"}
+        more = {"__typename": "Project", "entityName": ENTITY, "createdAt": WHEN, "isBenchmark": False}
+        user |= {"admin": False, "flags": "{}", "entity": ENTITY, "deletedAt": None, "apiKeys": None, "teams": None}
+        nodes = [{"id": "1", "name": run.project, "user": user, **more} for run in self.runs.values()]
+        return {"models": _page(nodes, None, 50)}
+
+    def _upsertView(self, asked: Json) -> Json:
+        found = asked["id"] or f"report{len(self.reports)}"
+        self.reports[found] = asked
+        kept = {key: asked[key] for key in ("type", "name", "displayName", "description", "spec")}
+        project = {"id": "1", "name": asked["projectName"], "entityName": asked["entityName"]}
+        view = {"id": found, **kept, "project": project, "updatedAt": WHEN}
+        return {"upsertView": {"view": view, "inserted": asked["id"] is None}}
 
     def _project(self, name: str) -> Json:
         return {"id": "1", "internalId": "1", "name": name, "entity": {"id": "1", "name": ENTITY}}

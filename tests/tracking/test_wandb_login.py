@@ -46,6 +46,21 @@ def test_logged_in_by_key_a_run_goes_online_and_the_terminal_stays_quiet(server:
     assert run.exit_code == 0
 
 
+@pytest.mark.slow
+def test_a_training_notes_where_its_run_is_seen(server: Server, tmp_path: Path) -> None:
+    code = """
+        from lightning_compress.cli import main
+        few = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=auto"]
+        main(["train", "--out", str(folder), "name=seen", *few])
+        """
+    output(start(code, tmp_path / "online", tmp_path, **server.environment))
+    (run,) = server.runs
+    noted = json.loads((tmp_path / "online/result.json").read_text())["provenance"]
+    assert noted["wandb"] == f"{server.url}/me/lightning-compress/runs/{run}"
+    output(start(code, tmp_path / "offline", tmp_path, WANDB_BASE_URL=server.url))
+    assert "wandb" not in json.loads((tmp_path / "offline/result.json").read_text())["provenance"]
+
+
 def test_logged_in_by_netrc(server: Server, tmp_path: Path) -> None:
     (tmp_path / ".netrc").write_text(f"machine {server.url[7:]}\n login user\n password {KEY}\n")
     (tmp_path / ".netrc").chmod(0o600)
