@@ -1,5 +1,6 @@
 import json
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -64,10 +65,14 @@ def read(file: Path) -> tuple[Spec, cells.Records]:
 
 
 def leg(folder: Path) -> Leg:
+    """The log of the folder's one run, when all that was finished is on disk."""
     (log,) = folder.glob("wandb/offline-run-*/run-*.wandb")
-    found = read_leg(log)
-    assert found is not None
-    return found
+    for _ in range(100):
+        found = read_leg(log)
+        if found is not None and any(record.HasField("exit") for record in found.records):
+            return found
+        time.sleep(0.05)
+    raise AssertionError(f"{log} has no end")
 
 
 def test_a_row_for_each_cell(file: Path) -> None:

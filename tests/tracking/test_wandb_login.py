@@ -50,7 +50,7 @@ def test_logged_in_by_key_a_run_goes_online_and_the_terminal_stays_quiet(server:
 def test_a_training_notes_where_its_run_is_seen(server: Server, tmp_path: Path) -> None:
     code = """
         from lightning_compress.cli import main
-        few = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=auto"]
+        few = ["model.width=0.25", "epochs=1", "measure.latency=false", "speed.threads=1"]
         main(["train", "--out", str(folder), "name=seen", *few])
         """
     output(start(code, tmp_path / "online", tmp_path, **server.environment))
