@@ -126,9 +126,6 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     made["train"].add_argument("overrides", nargs="*", help="key=value")
     made["train"].add_argument("--out", type=Path, help="folder of the run (default: runs/<name>)")
     made["train"].add_argument("--show", action="store_true", help="print the resolved configuration and stop")
-    made["compare"].add_argument("sources", type=Path, nargs="+", metavar="RUN|STUDY|FILE",
-                                 help="a run's or a study's folder, or the JSON file of a run or record")  # fmt: skip
-    made["compare"].add_argument("--out", type=Path, metavar="FOLDER", help="for the page (default: runs/compare)")
     made["sync"].add_argument("folder", type=Path, help="folder of a study or a run")
     made["export"].add_argument("packed", type=Path)
     made["export"].add_argument("--to", type=Path, required=True, help="the ONNX file to write")
@@ -187,3 +184,6 @@ def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
     for option, form, text in LIMITS:
         made["pick"].add_argument(option, metavar=form, help=text)
     made["pick"].add_argument("--to", type=Path, help="the folder to write (default: runs/deploy/<study>-<run>)")
+    made["compare"].add_argument("sources", type=Path, nargs="+", metavar="RUN|STUDY|FILE",
+                                 help="a run's or a study's folder, or the JSON file of a run or record")  # fmt: skip
+    made["compare"].add_argument("--out", type=Path, metavar="FOLDER", help="for the page (default: runs/compare)")

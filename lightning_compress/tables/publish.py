@@ -21,7 +21,7 @@ COLUMNS = ("section", "row", "column", "published", "source", "ours", "verdict",
 _UPLOAD_SECONDS = 60.0
 
 
-def publish(spec: Spec, records: Records, file: Path, folder: Path, mode: str) -> list[str]:
+def publish(spec: Spec, records: Records, file: Path, folder: Path, mode: str, project: str = PROJECT) -> list[str]:
     """Log the table of the YAML `file` as the W&B run that `folder` has; what is to be told, a line each.
 
     The run is one however often it is published; `mode` is auto, online, offline or disabled. A failure of W&B is a
@@ -33,7 +33,7 @@ def publish(spec: Spec, records: Records, file: Path, folder: Path, mode: str) -
     sheet = cells.sheet(spec, records)
     told = [chosen.sentence]
     with log_run(
-        labels(spec, folder),
+        labels(spec, folder, project),
         config=asdict(spec),
         folder=folder,
         mode=chosen.name,
@@ -50,11 +50,11 @@ def publish(spec: Spec, records: Records, file: Path, folder: Path, mode: str) -
     return told
 
 
-def labels(spec: Spec, folder: Path) -> Labels:
+def labels(spec: Spec, folder: Path, project: str = PROJECT) -> Labels:
     """What the table's own run is filed under, beside the runs of its cells; its id is that of the folder."""
     digest = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]
     return Labels(
-        project=PROJECT,
+        project=project,
         id=f"{spec.name}-table-{digest}",
         name=spec.name,
         group=spec.name,

@@ -249,7 +249,7 @@ class Server(ThreadingHTTPServer):
         return {"project": {"id": "1", "internalId": base64.b64encode(b"ProjectInternalId:1").decode()}}
 
     def _GetProjects(self, _: Json) -> Json:
-        user = {"__typename": "User", "id": "1", "name": ENTITY, "username": ENTITY, "email": "me@here"}
+        user: Json = {"__typename": "User", "id": "1", "name": ENTITY, "username": ENTITY, "email": "me@here"}
         more = {"__typename": "Project", "entityName": ENTITY, "createdAt": WHEN, "isBenchmark": False}
         user |= {"admin": False, "flags": "{}", "entity": ENTITY, "deletedAt": None, "apiKeys": None, "teams": None}
         nodes = [{"id": "1", "name": run.project, "user": user, **more} for run in self.runs.values()]
