@@ -149,7 +149,8 @@ def stale(record: Record, row: Row, overrides: Sequence[str] = ()) -> list[str]:
 
 def _is_compared(key: str) -> bool:
     first, _, rest = key.partition(".")
-    return first not in _FREE and rest not in _WHEREABOUTS.get(first, ()) and not (_CONF / key).is_dir()
+    is_choice = (_CONF / key.partition("@")[0]).is_dir()  # also model@teacher.model=resnet56
+    return first not in _FREE and rest not in _WHEREABOUTS.get(first, ()) and not is_choice
 
 
 def _value(text: str) -> Any:

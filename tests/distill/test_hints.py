@@ -40,7 +40,7 @@ def net(first: int, second: int, *, inplace: bool = False) -> nn.Sequential:
 #: Loss to (the student's modules, the teacher's): maps of other widths, and of other sizes where that is allowed.
 LAYERS: dict[str, tuple[Any, Any]] = {
     **dict.fromkeys(("hint", "attention", "VID", "FactorTransfer", "neuron_selectivity"), (["2", "5"], ["2", "2"])),
-    **dict.fromkeys(("boundary", "margin"), ("4", "4")),
+    **dict.fromkeys(("boundary", "margin", "hint_normalized"), ("4", "4")),
     **dict.fromkeys(("similarity", "distance", "angle", "pkt", "correlation", "CRD"), ("7", "5")),
     **dict.fromkeys(("flow", "Review"), (["2", "5"], ["2", "5"])),
 }
