@@ -64,10 +64,16 @@ where `python measure_table.py` needs numpy and onnxruntime only and writes the 
     "table": """\
 The table of a paper: what is published beside what runs here give, as pages in Markdown, HTML and LaTeX.
 
+  lightning-compress table hinton2015            run what has no record yet, then write the pages
+  lightning-compress table hinton2015 --dry-run  what that would be
+  lightning-compress table hinton2015 --only hard --seeds 0 1 --again
+  lightning-compress table hinton2015 --launcher slurm --workers 16
+  lightning-compress table --smoke --workers 2   whether each row of each table can run, on made-up data
   lightning-compress table hinton2015 --render   the pages again, from the records in reports/records/hinton2015
   lightning-compress table --check               whether all pages are what their records give
 
-A table is written down in reports/tables/<paper>.yaml.""",
+A table is written down in reports/tables/<paper>.yaml. The same command goes on with runs that were stopped. Overrides
+may say where and how fast runs are trained (speed.threads=2, wandb.mode=offline), not what.""",
     "sensitivity": """\
 What each layer alone can lose: validation accuracy with one layer pruned, in fewer bits, or of low rank.
 
@@ -145,8 +151,13 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
 
     of = made["table"].add_argument
-    of("papers", nargs="*", metavar="PAPER", help="name or path of a table's file (default: all in reports/tables)")
-    todo = made["table"].add_mutually_exclusive_group(required=True)
+    of("papers", nargs="*", metavar="PAPER|key=value", help="name or path of a table's file, and overrides of its runs")
+    of("--only", nargs="+", default=[], metavar="ROW", help="rows to run (default: all that can run here)")
+    of("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds to run (default: all of each row)")
+    of("--again", action="store_true", help="run those that have a record, or failed, once more from the start")
+    todo = made["table"].add_mutually_exclusive_group()
+    todo.add_argument("--dry-run", action="store_true", help="say what is missing and what is left out")
+    todo.add_argument("--smoke", action="store_true", help="try each row for a few steps on made-up data")
     todo.add_argument("--render", action="store_true", help="write the pages from the records")
     todo.add_argument("--check", action="store_true", help="fail if a page is not what its records give")
     of("--out", type=Path, metavar="FOLDER", help="folder of the pages (default: reports/tables)")
@@ -173,8 +184,9 @@ def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
         made[name].add_argument("study", help="name or path of a study file, or a study's folder")
     for name in ("sweep", "report", "dashboard", "pick"):
         made[name].add_argument("--out", type=Path, help="folder of the study (default: runs/sweeps/<name>)")
-    made["sweep"].add_argument("--launcher", choices=LAUNCHERS, help="where runs run (default: what the study says)")
-    made["sweep"].add_argument("--workers", type=int, help="runs at once (default: one for each GPU, or core)")
+    for name, default in (("sweep", "what the study says"), ("table", "processes of this machine")):
+        made[name].add_argument("--launcher", choices=LAUNCHERS, help=f"where runs run (default: {default})")
+        made[name].add_argument("--workers", type=int, help="runs at once (default: one for each GPU, or core)")
     made["sweep"].add_argument("--dry-run", action="store_true", help="check the study and say what it takes")
     made["sweep"].add_argument("--fresh", action="store_true", help="start anew; the old study is kept aside")
     made["dashboard"].add_argument("--host", default="127.0.0.1")

@@ -213,10 +213,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     reader = parser()
     # argparse takes overrides in one place only; known-args parsing lets them stand before and after options.
     arguments, rest = reader.parse_known_args(argv)
-    if rest and (arguments.command not in ("train", "latency-table") or any(text.startswith("-") for text in rest)):
+    if rest and (
+        arguments.command not in ("train", "latency-table", "table") or any(text.startswith("-") for text in rest)
+    ):
         reader.error(f"unrecognized arguments: {' '.join(rest)}")
     if rest:
-        arguments.overrides += rest
+        (arguments.papers if arguments.command == "table" else arguments.overrides).extend(rest)
     try:
         _COMMANDS[arguments.command](arguments, Console())
     except KeyboardInterrupt:

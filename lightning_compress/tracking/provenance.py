@@ -24,6 +24,7 @@ PACKAGES = (
     "safetensors",
     "numpy",
 )
+_CODE = ("--", ":/", ":(top,exclude)reports")
 _CPU_INFO = Path("/proc/cpuinfo")
 
 
@@ -31,9 +32,9 @@ def provenance(folder: Path = Path(__file__).parent) -> dict[str, Any]:
     """Everything that a result must carry to be traced and run again, as JSON data; the host name is left out.
 
     Keys: `time` (UTC, ISO 8601), `commit` and `dirty` (of the git repository that holds `folder`, by default this
-    package's own; None where there is no repository, no commit or no git; `dirty` counts tracked files only, since
-    each run writes new records), `versions` (None for a package that is not installed), `python`, `platform`,
-    `device`, `threads`.
+    package's own; None where there is no repository, no commit or no git; `dirty` counts tracked files only, and none
+    in its folder `reports`, where runs leave records and pages), `versions` (None for a package that is not installed),
+    `python`, `platform`, `device`, `threads`.
 
     Example:
         >>> record = provenance()
@@ -41,7 +42,7 @@ def provenance(folder: Path = Path(__file__).parent) -> dict[str, Any]:
         True
     """
     commit = _git(folder, "rev-parse", "HEAD")
-    changes = None if commit is None else _git(folder, "status", "--porcelain", "--untracked-files=no")
+    changes = None if commit is None else _git(folder, "status", "--porcelain", "--untracked-files=no", *_CODE)
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit,

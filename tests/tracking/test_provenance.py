@@ -37,6 +37,15 @@ def test_commit_and_dirty_follow_the_repository(repository: Path) -> None:
     assert provenance(repository)["dirty"] is True
 
 
+def test_records_and_pages_written_anew_are_no_change_of_the_code(repository: Path) -> None:
+    (repository / "reports").mkdir()
+    (repository / "reports/seed0.json").write_text("{}")
+    git(repository, "add", ".")
+    git(repository, "commit", "-q", "-m", "second")
+    (repository / "reports/seed0.json").write_text("[]")
+    assert provenance(repository / "reports")["dirty"] is False
+
+
 def test_a_repository_without_commit_has_no_provenance(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
     assert (provenance(tmp_path)["commit"], provenance(tmp_path)["dirty"]) == (None, None)
