@@ -75,18 +75,20 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -
 
 def write_packed(
     compact: Compact, base: nn.Module, inputs: Tensor, path: Path, architecture: dict[str, Any] | None
-) -> None:
-    """Write the packed file and see that it gives back the model's outputs bit for bit.
+) -> packed.Packed:
+    """Write the packed file and see that it gives back the model's outputs bit for bit; returns what it holds.
 
     Raises:
         ValueError: it does not.
     """
     packed.write(compact, path, architecture={"model": architecture, "input_shape": list(inputs.shape[1:])})
-    again = packed.rebuild(packed.read(path), base)
+    written = packed.read(path)
+    again = packed.rebuild(written, base)
     with torch.no_grad():
         pairs = zip(tree_leaves(again(inputs)), tree_leaves(compact.model(inputs)), strict=True)
         if not all(torch.equal(ours, own) for ours, own in pairs):
             raise ValueError(f"{path} does not give back the model's outputs bit for bit")
+    return written
 
 
 def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]:
@@ -105,10 +107,10 @@ def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]
 
 
 def costs(
-    compact: Compact, base: nn.Module, example: Tensor, packed_file: Path
+    compact: Compact, base: nn.Module, example: Tensor, written: packed.Packed
 ) -> tuple[dict[str, Any], list[LayerCost]]:
     """Counts and bytes of the deployed model, in total and by layer; `dense_bytes` is the base network's in float32."""
-    rows = layer_table(compact.model, compact.stored, example, packed.read(packed_file).bytes_per_tensor)
+    rows = layer_table(compact.model, compact.stored, example, written.bytes_per_tensor)
     counted = [row for row in rows if row.macs]
     macs = {row.name: row.macs for row in counted}
     bits = {row.name: row.arithmetic_bits for row in counted}, {row.name: row.activation_bits for row in counted}
@@ -125,7 +127,7 @@ def costs(
         "macs": sum(macs.values()),
         "bops": bops(macs, *bits),
         "relative_bops": relative_bops(macs, *bits),
-        "packed_bytes": packed_file.stat().st_size,
+        "packed_bytes": written.header_bytes + sum(written.bytes_per_tensor.values()),
         "dense_bytes": 4 * num_params(base),
         **{name: size for name, size in layouts.items() if size is not None},
     }, rows
@@ -136,7 +138,7 @@ def count(compact: Compact, base: nn.Module, example: Tensor, architecture: dict
     with TemporaryDirectory() as folder:
         path = Path(folder) / PACKED
         packed.write(compact, path, architecture={"model": architecture, "input_shape": list(example.shape[1:])})
-        return costs(compact, base, example[:1], path)[0]
+        return costs(compact, base, example[:1], packed.read(path))[0]
 
 
 def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
@@ -186,9 +188,9 @@ def measure(
 
     `make` builds the base network; `inputs` are real samples, [number, ...], on the CPU.
     """
-    write_packed(compact, make(), inputs, folder / PACKED, architecture)
+    written = write_packed(compact, make(), inputs, folder / PACKED, architecture)
     shrunk.save(compact, folder)
-    cost, rows = costs(compact, make(), inputs[:1], folder / PACKED)
+    cost, rows = costs(compact, make(), inputs[:1], written)
     files, checks = {"packed": PACKED, "weights": WEIGHTS, "edits": shrunk.EDITS}, {}
     if timing.onnx or timing.latency:
         checks = write_onnx(compact, inputs, folder / ONNX)

@@ -84,8 +84,8 @@ def test_bit_operations_count_what_is_multiplied(net: nn.Module, compact: Compac
         }
         model = surgery.plain(net)
         model.load_state_dict({name: stored.value for name, stored in coded.items()})
-        measure.write_packed(Compact(model.eval(), coded), net, example, tmp_path / "m.lcz", None)
-        return int(measure.costs(Compact(model, coded), net, example, tmp_path / "m.lcz")[0]["bops"])
+        written = measure.write_packed(Compact(model.eval(), coded), net, example, tmp_path / "m.lcz", None)
+        return int(measure.costs(Compact(model, coded), net, example, written)[0]["bops"])
 
     macs = measure.count(compact, net, example, None)["macs"]
     assert bops(torch.tensor([0.5, -0.1234, 0.77])) == macs * 32 * 32
@@ -110,8 +110,8 @@ def test_counts(net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path
     masked = replace(weight, value=weight.value * mask, mask=mask)
     compact.model.load_state_dict({"conv2.weight": masked.value}, strict=False)
     compact = Compact(compact.model, {**compact.stored, "conv2.weight": masked})
-    measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
-    found, rows = measure.costs(compact, net, inputs[:1], tmp_path / "m.lcz")
+    written = measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
+    found, rows = measure.costs(compact, net, inputs[:1], written)
     params = sum(p.numel() for p in net.parameters())
     zeros = sum(int((p == 0).sum()) for p in compact.model.parameters())
     assert found["params"] == params
