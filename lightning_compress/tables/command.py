@@ -98,7 +98,7 @@ def _run(specs: list[Spec], arguments: argparse.Namespace, folder: Path, say: Sa
         alone = arguments.workers == 1 or len(plan.due) <= 1
         name = arguments.launcher or ("inline" if alone else "local")
         launcher = make(name, workers=arguments.workers, folder=place.runs / spec.name)
-        lost += [f"{spec.name}/{one}" for one in engine.run(spec, plan.due, asked, launcher, place)]
+        lost += [f"{spec.name}/{one}" for one in engine.run(spec, plan, asked, launcher, place)]
         _render([spec], folder, say)
     if lost:
         raise ValueError(f"{len(lost)} runs gave no number: {', '.join(lost)}")

@@ -5,18 +5,18 @@ folder.
 """
 
 import shutil
-import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 from lightning_compress.core.strict_yaml import unknown
-from lightning_compress.launch.job import Handle, Job, Launcher, Outcome, Resources
+from lightning_compress.launch.drain import ends
+from lightning_compress.launch.job import Job, Launcher, Outcome, Resources
 from lightning_compress.run import identity
-from lightning_compress.run.result import Result
+from lightning_compress.run.result import FILE, Result
 from lightning_compress.tables import records
 from lightning_compress.tables.records import Record
 from lightning_compress.tables.schema import Row, Spec
@@ -26,7 +26,6 @@ FOLDER = Path("runs/tables")
 _TARGET = "lightning_compress.run.worker:whole"
 #: In the folder of a run that is to be trained once more, until it has its new record.
 _AGAIN = "again"
-_PAUSE = 0.05
 #: How often a run that was stopped from outside goes on at once.
 _RETRIES = {"crash": 1, "preempted": 10}
 #: Errors of what a run needs, not of the run: no record is made of them.
@@ -85,12 +84,16 @@ class Due:
 @final
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, the rows `left_out` and why, and the runs with a record: those that ended well, and others."""
+    """What is to be run, the rows `left_out` and why, and the runs with a record: those that ended well, and others.
+
+    `lent` are run too, with or without a record, which then stays: those that are due read their files.
+    """
 
     due: Sequence[Due]
     left_out: Mapping[str, str]
     recorded: Sequence[Due]
     failed: Sequence[Due]
+    lent: Sequence[Due] = ()
 
     def lines(self) -> list[str]:
         """The plan in words."""
@@ -98,13 +101,14 @@ class Plan:
         for name, count in Counter(one.row.name for one in self.due).items():
             needs = next(one.row.needs for one in self.due if one.row.name == name)
             said.append(f"to run: {name}, {count} seeds{', on a GPU' if needs == 'gpu' else ''}")
+        said += [f"to run: {one.name}, whose files others read; its record stays" for one in self.lent]
         if self.failed:
             said.append(f"failed, run again with --again: {', '.join(one.name for one in self.failed)}")
         return said + [f"left out: {name}: {why}" for name, why in self.left_out.items()]
 
 
-def plan(spec: Spec, found: Records, asked: Asked, *, gpu: bool = False) -> Plan:
-    """What of the table is to be run, given the records there are and whether there is a `gpu`.
+def plan(spec: Spec, found: Records, asked: Asked, *, gpu: bool = False, runs: Path = FOLDER) -> Plan:
+    """What of the table is to be run, given the records and the `runs` there are and whether there is a `gpu`.
 
     Raises:
         ValueError: a row or a seed that was asked for is not in the table.
@@ -116,15 +120,18 @@ def plan(spec: Spec, found: Records, asked: Asked, *, gpu: bool = False) -> Plan
     if seeds:
         raise ValueError(f"table {spec.name}: none of the rows has seed {seeds[0]}; they have {_seeds(rows)}")
     left_out = {row.name: why for row in rows if (why := _unable(row, gpu=gpu, named=row.name in named)) is not None}
-    runs = [Due(row, seed) for row in rows for seed in row.seeds if not asked.seeds or seed in asked.seeds]
-    wanted = [(one, found.get(one.row.name, {}).get(one.seed)) for one in runs]
+    every = [Due(row, seed) for row in rows for seed in row.seeds if not asked.seeds or seed in asked.seeds]
+    wanted = [(one, found.get(one.row.name, {}).get(one.seed)) for one in every]
     kept = [(one, record) for one, record in wanted if record and (not asked.again or one.row.name in left_out)]
     missing = [one for one, record in wanted if asked.again or not record]
+    due = [one for one in missing if one.row.name not in left_out]
+    firsts = {name: Due(spec.rows[name], spec.rows[name].seeds[0]) for one in due if (name := one.row.after)}
     return Plan(
-        [one for one in missing if one.row.name not in left_out],
+        due,
         {one.row.name: left_out[one.row.name] for one in missing if one.row.name in left_out},
         [one for one, record in kept if record.status == "done"],
         [one for one, record in kept if record.status != "done"],
+        [one for one in firsts.values() if one not in due and not (_folder(spec, one, runs) / FILE).exists()],
     )
 
 
@@ -151,8 +158,8 @@ def _unable(row: Row, *, gpu: bool, named: bool) -> str | None:
     return None
 
 
-def run(spec: Spec, due: Sequence[Due], asked: Asked, launcher: Launcher, place: Place) -> list[str]:
-    """Run what is `due`, record each run as it ends, and return the names of those that gave no number.
+def run(spec: Spec, planned: Plan, asked: Asked, launcher: Launcher, place: Place) -> list[str]:
+    """Run what is due, record each run as it ends, and return the names of those that gave no number.
 
     A run that fails stops no other one; what is stopped goes on with the same call. The launcher is closed in the end.
 
@@ -161,41 +168,48 @@ def run(spec: Spec, due: Sequence[Due], asked: Asked, launcher: Launcher, place:
             nothing was trained then.
         OSError: no room is left on the disk.
     """
+    due = planned.due
     with closing(launcher):
         reason = records.uncommitted(provenance())
         if due and reason is not None:
             raise ValueError(f"table {spec.name}: nothing is run, as nothing could be recorded: {reason}")
-        configs = {one.name: _config(spec, one, asked, place) for one in due}
+        configs = {one.name: _config(spec, one, asked, place) for one in (*planned.lent, *due)}
         if asked.again:
             due = _once_more(spec, due, place)
-        jobs = deque(_job(one, configs[one.name], _folder(spec, one, place), place) for one in due)
-        known, tries, lost, number = {one.name: one for one in due}, Counter[str](), list[str](), 0
-        for job, outcome in ends(jobs, launcher):
-            tries[f"{job.name} {outcome.cause}"] += 1
-            if tries[f"{job.name} {outcome.cause}"] <= _RETRIES.get(outcome.cause, 0):
-                place.say(f"{job.name}: {outcome.cause}, {outcome.detail}; it goes on")
-                jobs.append(job)
-                continue
-            wrong = _keep(spec, known[job.name], job, outcome, place)
-            number += 1
-            lost += [job.name] if wrong else []
-            place.say(f"[{number}/{len(due)}] {job.name}: {wrong or 'recorded'}")
+        everything = [*planned.lent, *due]
+        first = {one.row.after for one in due}
+        lost: list[str] = []
+        for early in (True, False):
+            stage = [one for one in everything if (one.row.name in first) == early]
+            lost += _run_all(spec, stage, configs, launcher, place, planned.lent)
     return lost
 
 
-def ends(waiting: "deque[Job]", launcher: Launcher) -> Iterator[tuple[Job, Outcome]]:
-    """Each of the jobs that wait as it ends, and how; as many run at once as the launcher has room for."""
-    running: list[tuple[Job, Handle]] = []
-    while waiting or running:
-        started = bool(waiting) and launcher.has_room(waiting[0].resources)
-        if started:
-            job = waiting.popleft()
-            running.append((job, launcher.submit(job)))
-        ended = [(job, handle, outcome) for job, handle in running if (outcome := handle.poll()) is not None]
-        running = [one for one in running if one not in [(job, handle) for job, handle, _ in ended]]
-        yield from ((job, outcome) for job, _, outcome in ended)
-        if not started and not ended:
-            time.sleep(_PAUSE)
+def _run_all(
+    spec: Spec,
+    stage: Sequence[Due],
+    configs: Mapping[str, dict[str, Any]],
+    launcher: Launcher,
+    place: Place,
+    lent: Sequence[Due],
+) -> list[str]:
+    """Run some at once, as many as there is room for; the names of those that gave no number."""
+    jobs = deque(_job(one, configs[one.name], _folder(spec, one, place.runs), place) for one in stage)
+    known, tries, lost, number = {one.name: one for one in stage}, Counter[str](), list[str](), 0
+    for job, outcome in ends(jobs, launcher):
+        tries[f"{job.name} {outcome.cause}"] += 1
+        if tries[f"{job.name} {outcome.cause}"] <= _RETRIES.get(outcome.cause, 0):
+            place.say(f"{job.name}: {outcome.cause}, {outcome.detail}; it goes on")
+            jobs.append(job)
+            continue
+        if known[job.name] in lent:
+            wrong = None if outcome.cause == "done" else f"not run: {outcome.detail}"
+        else:
+            wrong = _keep(spec, known[job.name], job, outcome, place)
+        number += 1
+        lost += [job.name] if wrong else []
+        place.say(f"[{number}/{len(stage)}] {job.name}: {wrong or 'done'}")
+    return lost
 
 
 def overrides(spec: Spec, row: Row) -> list[str]:
@@ -231,8 +245,8 @@ def _deciding(key: str, value: Any) -> Any:
     return None if key in _FREE else identity.deciding(key, value)
 
 
-def _folder(spec: Spec, one: Due, place: Place) -> Path:
-    return place.runs / spec.name / one.row.name / f"seed{one.seed}"
+def _folder(spec: Spec, one: Due, runs: Path) -> Path:
+    return runs / spec.name / one.row.name / f"seed{one.seed}"
 
 
 def _job(one: Due, config: dict[str, Any], folder: Path, place: Place) -> Job:
@@ -247,12 +261,12 @@ def _job(one: Due, config: dict[str, Any], folder: Path, place: Place) -> Job:
 
 def _once_more(spec: Spec, due: Sequence[Due], place: Place) -> Sequence[Due]:
     """Make place for runs that begin anew; only those that are left, where that was stopped before."""
-    left = [one for one in due if (_folder(spec, one, place) / _AGAIN).exists()]
+    left = [one for one in due if (_folder(spec, one, place.runs) / _AGAIN).exists()]
     if left:
         place.say(f"running again was stopped before; {len(left)} are left of it")
         return left
     for one in due:
-        folder = _folder(spec, one, place)
+        folder = _folder(spec, one, place.runs)
         if folder.exists():
             previous = folder.with_name(f"{folder.name}.previous")
             shutil.rmtree(previous, ignore_errors=True)

@@ -58,7 +58,7 @@ def _names(value: object) -> bool:
 _TEXT, _NUMBER = ("a text", _text), ("a number", _number)
 _OVERRIDES = ("a list of different overrides like epochs=3", _list_of(lambda v: _text(v) and ("=" in v or v[0] == "~")))
 _FORMS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("title", "about", "section", "experiment", "runs_of", "baseline", "cause"), _TEXT),
+    **dict.fromkeys(("title", "about", "section", "experiment", "runs_of", "after", "baseline", "cause"), _TEXT),
     **dict.fromkeys(("source", "authors", "venue", "url", "tables", "column", "better", "worse"), _TEXT),
     **dict.fromkeys(("value", "at_most", "at_least", "scale", "offset", "least"), _NUMBER),
     **dict.fromkeys(("sd", "within"), ("a number from 0 up", lambda v: _number(v) and v >= 0)),

@@ -69,7 +69,10 @@ class Column:
 @final
 @dataclass(frozen=True)
 class Row:
-    """A line of the table: runs of an experiment, other columns of another row's runs, or cited values only."""
+    """A line of the table: runs of an experiment, other columns of another row's runs, or cited values only.
+
+    Its runs begin when the first run of the row `after`, whose files they read, has ended on the same machine.
+    """
 
     name: str
     title: str
@@ -82,6 +85,7 @@ class Row:
     runs_of: str | None
     cause: str | None
     published: Mapping[str, Published]
+    after: str | None = None
 
 
 @final
@@ -185,7 +189,7 @@ def _row(name: str, data: Any, columns: Mapping[str, Column]) -> Row:
     if not re.fullmatch(r"[a-z0-9_.]+", str(name)):
         raise ValueError(f"{where}: a row's name has a-z, 0-9, _ and . only")
     given: dict[str, Any] = {"section": "", "overrides": [], "seeds": [], "needs": "cpu", "published": {}}
-    given |= dict.fromkeys(("experiment", "baseline", "runs_of", "cause"))
+    given |= dict.fromkeys(("experiment", "baseline", "runs_of", "cause", "after"))
     row: Row = made(Row, where, {"name": name, **given}, data)
     published = {}
     for column, cell in row.published.items():
@@ -218,10 +222,12 @@ def _check_names(spec: Spec, folders: Sequence[Path]) -> None:
     for row in spec.rows.values():
         where = f"row {row.name}"
         _check_known(f"{where}: baseline", row.baseline, spec.rows, "the rows")
-        _check_known(f"{where}: runs_of", row.runs_of, spec.rows, "the rows")
+        for key in ("runs_of", "after"):
+            other = getattr(row, key)
+            _check_known(f"{where}: {key}", other, spec.rows, "the rows")
+            if other is not None and spec.rows[other].experiment is None:
+                raise ValueError(f"{where}: {key} {other!r} has no experiment of its own; name one that has")
         _check_known(f"{where}: experiment", row.experiment, known, "the experiments")
-        if row.runs_of is not None and spec.rows[row.runs_of].experiment is None:
-            raise ValueError(f"{where}: runs_of {row.runs_of!r} has no experiment of its own; name one that has")
     for index, claim in enumerate(spec.claims, start=1):
         _check_known(f"claim {index}: column", claim.column, spec.columns, "the columns")
         _check_known(f"claim {index}: better", claim.better, spec.rows, "the rows")

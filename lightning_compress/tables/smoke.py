@@ -19,6 +19,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
 
+from lightning_compress.launch.drain import ends
 from lightning_compress.launch.job import Job, Launcher
 from lightning_compress.run.config import compose
 from lightning_compress.run.targets import Config
@@ -58,7 +59,7 @@ def smoke(
     wrong = []
     with closing(launcher), TemporaryDirectory(prefix="smoke-", ignore_cleanup_errors=True) as folder:
         jobs = deque(_jobs(specs, Path(folder), only, [str(each.resolve()) for each in folders]))
-        for job, outcome in engine.ends(jobs, launcher):
+        for job, outcome in ends(jobs, launcher):
             if outcome.cause == "done":
                 say(f"pass  {job.name}, {outcome.value:.1f} s")
             else:

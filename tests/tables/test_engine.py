@@ -75,6 +75,20 @@ def test_rows_and_seeds_that_were_asked_for(make: Make) -> None:
     assert "to run: big, 3 seeds, on a GPU" in _planned(make, Asked(), gpu=True).lines()
 
 
+def test_a_row_whose_files_others_read_comes_first(make: Make, tmp_path: Path) -> None:
+    spec = make(lambda table: table["rows"]["pruned"].update(after="dense"))
+    asked, found = Asked(only=["pruned"]), {"dense": {0: _record("dense", 0)}}
+    made = plan(spec, found, asked, runs=tmp_path)
+    assert [one.name for one in made.lent] == ["dense-seed0"]
+    assert "to run: dense-seed0, whose files others read; its record stays" in made.lines()
+    (tmp_path / "digits/dense/seed0").mkdir(parents=True)
+    (tmp_path / "digits/dense/seed0/result.json").touch()
+    assert not plan(spec, found, asked, runs=tmp_path).lent
+    assert not plan(spec, {}, Asked(), runs=tmp_path / "none").lent  # it is due itself
+    with pytest.raises(ValueError, match="after 'cited' has no experiment of its own; name one that has"):
+        make(lambda table: table["rows"]["pruned"].update(after="cited"))
+
+
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
