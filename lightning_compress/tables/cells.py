@@ -63,11 +63,12 @@ class Line:
 @final
 @dataclass(frozen=True)
 class Section:
-    """Rows that stand under one title, and the columns that any of them fills."""
+    """Rows that stand under one title, the columns that any of them fills, and those with `published` values."""
 
     title: str
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
+    published: frozenset[str]
 
 
 @final
@@ -129,7 +130,8 @@ def citation(paper: Paper) -> str:
 
 def _section(spec: Spec, title: str, lines: list[Line]) -> Section:
     filled = [column for name, column in spec.columns.items() if any(line.cells[name] != Cell() for line in lines)]
-    return Section(title, tuple(filled), tuple(lines))
+    published = frozenset(name for line in lines for name in line.row.published)
+    return Section(title, tuple(filled), tuple(lines), published)
 
 
 def _cell(spec: Spec, records: Records, row: Row, name: str, marks: Mapping[tuple[str, str], str]) -> Cell:

@@ -64,7 +64,8 @@ def escape(text: str) -> str:
     >>> escape("50 % of a_b")
     '50 \\% of a\\_b'
     """
-    return "".join(_SIGNS.get(sign, sign) for sign in text)
+    # Two hyphens would be set as a dash, and a copied command would be wrong.
+    return "".join(_SIGNS.get(sign, sign) for sign in text).replace("--", "-{}-")
 
 
 def _prose(text: str) -> str:
@@ -75,18 +76,20 @@ def _prose(text: str) -> str:
 
 
 def _section(section: Section) -> list[str]:
-    heads = [""]
+    heads, shares = [""], [0.8]
     for column in section.columns:
-        heads += [rf"{escape(column.title)}, \emph{{published}}", r"\textbf{ours}"]
+        title, cited = escape(column.title), column.name in section.published
+        heads += [rf"{title}, \emph{{published}}", r"\textbf{ours}"] if cited else [rf"{title}, \textbf{{ours}}"]
+        shares += [0.4, 0.6] if cited else [0.6]
     rows = []
     for line in section.lines:
-        each = [line.cells[column.name] for column in section.columns]
-        rows.append([escape(line.row.title), *(text for cell in each for text in (_paper(cell), _here(cell)))])
-    first = max(0.16, 0.4 - 0.08 * len(section.columns))
-    widths = [
-        first,
-        *[part * (0.94 - first) / max(1, len(section.columns)) for part in (0.4, 0.6)] * len(section.columns),
-    ]
+        row = [escape(line.row.title)]
+        for column in section.columns:
+            cell = line.cells[column.name]
+            row += [_paper(cell), _here(cell)] if column.name in section.published else [_here(cell)]
+        rows.append(row)
+    # What is between columns takes 6 pt of a line of 757 pt.
+    widths = [share / max(2.2, sum(shares)) * (1 - 0.008 * len(shares)) for share in shares]
     remarks = [f"{escape(line.row.title)}: {_prose(text)}" for line in section.lines for text in line.remarks]
     title = rf"\subsection*{{{escape(section.title)}}}" if section.title else ""
     parts = [title, _table(heads, widths, rows), *_items(remarks)]
@@ -129,6 +132,6 @@ def _table(heads: Sequence[str], widths: Sequence[float], rows: Iterable[Sequenc
     columns = "".join(rf"L{{{width:.3f}\linewidth}}" for width in widths)
     head, lines = " & ".join(heads), "\n".join(" & ".join(row) + r" \\" for row in rows)
     return (
-        f"{{{size}\n\\begin{{longtable}}{{@{{}}{columns}@{{}}}}\n\\toprule\n{head} \\\\\n\\midrule\n\\endhead\n"
+        f"{{{size}\n\\begin{{longtable}}[l]{{@{{}}{columns}@{{}}}}\n\\toprule\n{head} \\\\\n\\midrule\n\\endhead\n"
         f"\\bottomrule\n\\endlastfoot\n{lines}\n\\end{{longtable}}}}"
     )

@@ -44,11 +44,17 @@ def escape(text: str) -> str:
 def _section(section: Section) -> list[str]:
     heads = [""]
     for column in section.columns:
-        heads += [f"{escape(column.title)}<br>*published*", "**ours**"]
+        cited = column.name in section.published
+        heads += (
+            [f"{escape(column.title)}<br>*published*", "**ours**"] if cited else [f"{escape(column.title)}<br>**ours**"]
+        )
     rows = []
     for line in section.lines:
-        each = [line.cells[column.name] for column in section.columns]
-        rows.append([escape(line.row.title), *(text for cell in each for text in (_paper(cell), _here(cell)))])
+        row = [escape(line.row.title)]
+        for column in section.columns:
+            cell = line.cells[column.name]
+            row += [_paper(cell), _here(cell)] if column.name in section.published else [_here(cell)]
+        rows.append(row)
     remarks = [f"- {escape(line.row.title)}: {text}" for line in section.lines for text in line.remarks]
     parts = [f"## {escape(section.title)}" if section.title else "", _table(heads, rows), "\n".join(remarks)]
     runs = [

@@ -13,10 +13,10 @@ _PAGE = """\
 <style>
 td, th { vertical-align: top; }
 td:first-child, th:first-child { white-space: normal; min-width: 7rem; position: sticky; left: 0; background: white; }
-th[colspan] { text-align: left; }
+th[colspan] { text-align: left; white-space: normal; min-width: 8rem; } th[colspan="1"] { text-align: right; }
 td em, .paper { color: var(--soft); }
-td span { display: block; font-size: .8rem; color: var(--soft); white-space: normal; }
-.why { min-width: 8.5rem; }
+td span { display: block; font-size: .8rem; color: var(--soft); }
+.why { white-space: normal; min-width: 8.5rem; }
 .reproduced, .holds { color: #18794e; } .not, .failed, .does-not-hold { color: var(--warn); font-weight: 600; }
 sup { color: var(--soft); font-size: .7rem; margin-left: 2px; } ul { margin: 6px 0; padding-left: 20px; }
 .about { white-space: pre-line; } .long { white-space: normal; min-width: 14rem; text-align: left; }
@@ -45,14 +45,18 @@ same; Δ, the difference to the row's baseline. {{ selected }}</p>
 <section>
 {% if section.title %}<h2>{{ section.title }}</h2>{% endif %}
 <div class="scroll"><table>
-<thead><tr><th></th>{% for column in section.columns %}<th colspan="2">{{ column.title }}</th>{% endfor %}</tr>
-<tr><th></th>{% for column in section.columns %}<th><em>published</em></th><th>ours</th>{% endfor %}</tr></thead>
+<thead><tr><th></th>{% for column in section.columns %}
+<th colspan="{{ 2 if column.name in section.published else 1 }}">{{ column.title }}</th>{% endfor %}</tr>
+<tr><th></th>{% for column in section.columns %}{% if column.name in section.published %}<th><em>published</em></th>
+{% endif %}<th>ours</th>{% endfor %}</tr></thead>
 <tbody>
 {% for line in section.lines %}
 <tr id="{{ line.row.name }}"><td>{{ line.row.title }}</td>
 {% for column in section.columns %}{% set cell = line.cells[column.name] %}
+{% if column.name in section.published %}
 <td>{% if cell.paper %}<em>{{ cell.paper }}</em><sup>{{ cell.mark }}</sup>{% endif %}
 {% if cell.paper_delta %}<span><em>Δ {{ cell.paper_delta }}</em></span>{% endif %}</td>
+{% endif %}
 <td>{% if cell.here %}<b>{{ cell.here }}</b>{% endif %}
 {% if cell.word %}<span class="{{ cell.word | tag }}">{{ cell.word }}</span>{% endif %}
 {% if cell.why %}<span class="why">{{ cell.why }}</span>{% endif %}

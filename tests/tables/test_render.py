@@ -117,10 +117,18 @@ def test_each_format_shows_the_same(make: Make, full: Path) -> None:
     assert "<em>2.50 ± 0.1 (5)</em><sup>a</sup>" in pages["digits.html"]
     assert 'Fewer <em>epochs</em>, see <a href="https://b.org">a</a>.' in pages["digits.html"]
     assert r"pruned \& shared\_50\% & \emph{2.50 $\pm$ 0.1 (5)}\textsuperscript{a}" in pages["digits.tex"]
+    assert r"\texttt{lightning-compress table digits -{}-only dense -{}-again}" in pages["digits.tex"]
     assert r"\textbf{2.45 $\pm$ 0.07 (2 of 3)}\newline" in pages["digits.tex"]
     assert r"Fewer \emph{epochs}, see \href{https://b.org}{a}." in pages["digits.tex"]
     for page in pages.values():
         assert re.search("3 (reproduced|</b>)|<b>3</b>", page)
+
+
+def test_columns_without_published_values_have_ours_alone(make: Make, full: Path) -> None:
+    pages = render.render(make(lambda table: table["rows"]["same"].pop("published")), full)
+    assert "|  | error, %<br>*published* | **ours** | times smaller<br>**ours** |" in pages["digits.md"]
+    assert '<th colspan="1">times smaller</th>' in pages["digits.html"]
+    assert r"\emph{published} & \textbf{ours} & times smaller, \textbf{ours} \\" in pages["digits.tex"]
 
 
 def test_nothing_on_a_page_is_markup_of_the_table_s_own(make: Make, full: Path) -> None:
