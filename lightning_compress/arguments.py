@@ -73,7 +73,8 @@ The table of a paper: what is published beside what runs here give, as pages in 
   lightning-compress table --check               whether all pages are what their records give
 
 A table is written down in reports/tables/<paper>.yaml. The same command goes on with runs that were stopped. Overrides
-may say where and how fast runs are trained (speed.threads=2, wandb.mode=offline), not what.""",
+may say where and how fast runs are trained (speed.threads=2, wandb.mode=offline), not what. After new runs the table
+goes to W&B as a run beside theirs; online as a report too, with the extra lightning-compress[reports].""",
     "sensitivity": """\
 What each layer alone can lose: validation accuracy with one layer pruned, in fewer bits, or of low rank.
 

@@ -1,7 +1,7 @@
 """What `lightning-compress table` does, once its arguments are read."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -89,7 +89,7 @@ def _run(specs: list[Spec], arguments: argparse.Namespace, folder: Path, say: Sa
     place = engine.Place(partial(config.compose, folders=arguments.search_in), say, gpu)
     asked = engine.Asked(arguments.only, arguments.seeds, arguments.again, arguments.overrides)
     lost: list[str] = []
-    for spec in specs:
+    for paper, spec in zip(arguments.papers, specs, strict=True):
         plan = engine.plan(spec, records.read(records.FOLDER, spec), asked, gpu=gpu)
         for line in (f"{spec.name}: {spec.title}", *plan.lines()):
             say(line)
@@ -100,8 +100,19 @@ def _run(specs: list[Spec], arguments: argparse.Namespace, folder: Path, say: Sa
         launcher = make(name, workers=arguments.workers, folder=place.runs / spec.name)
         lost += [f"{spec.name}/{one}" for one in engine.run(spec, plan, asked, launcher, place)]
         _render([spec], folder, say)
+        if plan.due:
+            composed = place.compose([*engine.overrides(spec, plan.due[0].row), *asked.overrides])
+            _publish(spec, schema.find(paper), place.runs / spec.name, composed["wandb"], say)
     if lost:
         raise ValueError(f"{len(lost)} runs gave no number: {', '.join(lost)}")
+
+
+def _publish(spec: Spec, file: Path, folder: Path, wandb: Mapping[str, str], say: Say) -> None:
+    from lightning_compress.tables.publish import publish
+
+    found = records.read(records.FOLDER, spec)
+    for line in publish(spec, found, file, folder, wandb["mode"], wandb["project"]):
+        say(line)
 
 
 def _specs(arguments: argparse.Namespace) -> list[Spec]:
