@@ -37,8 +37,9 @@ class PreActBlock(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """Map (B, in_channels, H, W) to (B, channels, H / stride, W / stride)."""
         activated = self.relu1(self.bn1(inputs))
-        outputs: Tensor = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
-        return outputs + self.shortcut(activated if self._of_activated else inputs)
+        features = self.conv2(self.relu2(self.bn2(self.conv1(activated))))
+        outputs: Tensor = features + self.shortcut(activated if self._of_activated else inputs)
+        return outputs
 
 
 @final
@@ -86,14 +87,14 @@ class PreActResNet(nn.Module):
         blocks = (depth - 2) // 6
         channels = scaled(16, width, multiple=4)
         self.conv1 = nn.Conv2d(in_channels, channels, 3, padding=1, bias=False)
-        for stage, base in enumerate((16, 32, 64), start=1):
-            outputs = scaled(base * widen, width, multiple=4)
-            layer = nn.Sequential()
+        stages = [nn.Sequential() for _ in range(3)]
+        for stage, layers in enumerate(stages):
+            outputs = scaled(16 * 2**stage * widen, width, multiple=4)
             for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                layer.append(PreActBlock(channels, outputs, stride=stride, shortcut=shortcut))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(PreActBlock(channels, outputs, stride=stride, shortcut=shortcut))
                 channels = outputs
-            self.add_module(f"layer{stage}", layer)
+        self.layer1, self.layer2, self.layer3 = stages
         self.bn = nn.BatchNorm2d(channels)
         self.relu = nn.ReLU()
         self.pool = nn.AdaptiveAvgPool2d(1)

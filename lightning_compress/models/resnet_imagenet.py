@@ -40,14 +40,14 @@ class ResNetImageNet(nn.Module):
         self.bn1 = nn.BatchNorm2d(channels)
         self.relu1 = nn.ReLU()
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        for stage, blocks in enumerate(_BLOCKS[depth], start=1):
-            outputs = scaled(64 * 2 ** (stage - 1), width, multiple=4)
-            layer = nn.Sequential()
+        stages = [nn.Sequential() for _ in range(4)]
+        for stage, (layers, blocks) in enumerate(zip(stages, _BLOCKS[depth], strict=True)):
+            outputs = scaled(64 * 2**stage, width, multiple=4)
             for block in range(blocks):
-                stride = 2 if stage > 1 and block == 0 else 1
-                layer.append(BasicBlock(channels, outputs, stride=stride, shortcut="B"))
+                stride = 2 if stage > 0 and block == 0 else 1
+                layers.append(BasicBlock(channels, outputs, stride=stride, shortcut="B"))
                 channels = outputs
-            self.add_module(f"layer{stage}", layer)
+        self.layer1, self.layer2, self.layer3, self.layer4 = stages
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.fc = nn.Linear(channels, num_classes)
