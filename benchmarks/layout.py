@@ -3,8 +3,8 @@
     lightning-compress table deep_compression --only lenet_300_100_shared lenet_5_shared --seeds 0
     python benchmarks/layout.py runs/tables/deep_compression/lenet_*_shared/seed0/model.lcz
 
-Of each layer: weights kept, the share of entries that are zeros filling a distance beyond 5 bits, and the entropy of codes
-and of distances in bits, which no code of symbol after symbol falls below. Written to `reports/records/layout.json`.
+Of each layer: weights kept, the share of entries that are zeros filling a distance beyond 5 bits, and the entropy of
+codes and of distances in bits, which no code of symbol after symbol falls below. Written to `reports/records/layout.json`.
 """
 
 import argparse
