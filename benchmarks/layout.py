@@ -4,7 +4,7 @@
     python benchmarks/layout.py runs/tables/deep_compression/lenet_*_shared/seed0/model.lcz
 
 Of each layer: weights kept, the share of entries that are zeros filling a distance beyond 5 bits, and the entropy of
-codes and of distances in bits, which no code of symbol after symbol falls below. Written to `reports/records/layout.json`.
+codes and of distances in bits, which no code of symbol after symbol falls below. Goes to `reports/records/layout.json`.
 """
 
 import argparse
