@@ -125,6 +125,7 @@ def parser() -> argparse.ArgumentParser:
         for name, text in EXAMPLES.items()
     }
     _of_runs(made)
+    _of_tables(made)
     _of_studies(made)
     return whole
 
@@ -151,18 +152,6 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     goal.add_argument("--export", type=Path, metavar="FOLDER", help="write what measures it on another device")
     goal.add_argument("--show", type=Path, metavar="FILE", help="print what a table says")
 
-    of = made["table"].add_argument
-    of("papers", nargs="*", metavar="PAPER|key=value", help="name or path of a table's file, and overrides of its runs")
-    of("--only", nargs="+", default=[], metavar="ROW", help="rows to run (default: all that can run here)")
-    of("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds to run (default: all of each row)")
-    of("--again", action="store_true", help="run those that have a record, or failed, once more from the start")
-    todo = made["table"].add_mutually_exclusive_group()
-    todo.add_argument("--dry-run", action="store_true", help="say what is missing and what is left out")
-    todo.add_argument("--smoke", action="store_true", help="try each row for a few steps on made-up data")
-    todo.add_argument("--render", action="store_true", help="write the pages from the records")
-    todo.add_argument("--check", action="store_true", help="fail if a page is not what its records give")
-    of("--out", type=Path, metavar="FOLDER", help="folder of the pages (default: reports/tables)")
-
     of = made["sensitivity"].add_argument
     of(
         "words",
@@ -174,6 +163,20 @@ def _of_runs(made: dict[str, argparse.ArgumentParser]) -> None:
     of("--batches", type=int, metavar="N", help="batches of the validation split to read (default: all)")
     of("--drop", type=float, metavar="POINTS", help="print what may go at so many points of accuracy")
     of("--out", type=Path, metavar="FOLDER", help="for the page and its numbers (default: runs/sensitivity/<name>)")
+
+
+def _of_tables(made: dict[str, argparse.ArgumentParser]) -> None:
+    of = made["table"].add_argument
+    of("papers", nargs="*", metavar="PAPER|key=value", help="name or path of a table's file, and overrides of its runs")
+    of("--only", nargs="+", default=[], metavar="ROW", help="rows to run (default: all that can run here)")
+    of("--seeds", nargs="+", type=int, default=[], metavar="N", help="seeds to run (default: all of each row)")
+    of("--again", action="store_true", help="run those that have a record, or failed, once more from the start")
+    todo = made["table"].add_mutually_exclusive_group()
+    todo.add_argument("--dry-run", action="store_true", help="say what is missing and what is left out")
+    todo.add_argument("--smoke", action="store_true", help="try each row for a few steps on made-up data")
+    todo.add_argument("--render", action="store_true", help="write the pages from the records")
+    todo.add_argument("--check", action="store_true", help="fail if a page is not what its records give")
+    of("--out", type=Path, metavar="FOLDER", help="folder of the pages (default: reports/tables)")
 
 
 def _of_studies(made: dict[str, argparse.ArgumentParser]) -> None:
