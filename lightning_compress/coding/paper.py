@@ -65,10 +65,13 @@ def decode_layer(
     """
     reader = Reader(data)
     number, bits = reader.varint(), _code_bits(num_levels)
-    if coded:
-        index, chosen = (decode_symbols(reader, number, alphabet) for alphabet in (1 << index_bits, num_levels))
-    else:
-        index, chosen = (unpack(reader.take(packed_size(number, each)), number, each) for each in (index_bits, bits))
+
+    def stream(width: int, alphabet: int) -> NDArray[np.integer]:
+        if coded:
+            return decode_symbols(reader, number, alphabet)
+        return unpack(reader.take(packed_size(number, width)), number, width)
+
+    index, chosen = stream(index_bits, 1 << index_bits), stream(bits, num_levels)
     levels = np.frombuffer(reader.take(4 * num_levels), "<f4").astype(np.float32)
     places = np.cumsum(index.astype(np.int64) + 1) - 1
     if number and places[-1] >= size:
