@@ -33,8 +33,8 @@ def start(code: str, folder: Path, home: Path, **environment: str) -> "subproces
     )
 
 
-def output(process: "subprocess.Popen[str]") -> str:
-    """What the process wrote, when it ended well."""
-    text, _ = process.communicate(timeout=120)
+def output(process: "subprocess.Popen[str]", patience: float = 120) -> str:
+    """What the process wrote, when it ended well within `patience` seconds."""
+    text, _ = process.communicate(timeout=patience)
     assert process.returncode == 0, text
     return text

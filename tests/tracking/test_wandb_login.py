@@ -53,11 +53,11 @@ def test_a_training_notes_where_its_run_is_seen(server: Server, tmp_path: Path) 
         few = ["model.width=0.25", "epochs=1", "measure.latency=false", "speed.threads=1"]
         main(["train", "--out", str(folder), "name=seen", *few])
         """
-    output(start(code, tmp_path / "online", tmp_path, **server.environment))
+    output(start(code, tmp_path / "online", tmp_path, **server.environment), 280)
     (run,) = server.runs
     noted = json.loads((tmp_path / "online/result.json").read_text())["provenance"]
     assert noted["wandb"] == f"{server.url}/me/lightning-compress/runs/{run}"
-    output(start(code, tmp_path / "offline", tmp_path, WANDB_BASE_URL=server.url))
+    output(start(code, tmp_path / "offline", tmp_path, WANDB_BASE_URL=server.url), 280)
     assert "wandb" not in json.loads((tmp_path / "offline/result.json").read_text())["provenance"]
 
 
