@@ -6,9 +6,10 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import select, surgery
+from lightning_compress.core import select
 from lightning_compress.core.method import Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.core.weight import Weight
 
 
 @final
@@ -42,24 +43,25 @@ class MaxNorm(Method):
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """See that there are such layers."""
-        self._layers(model)
+        self._weights(model)
         return model
 
     @torch.no_grad()
     def update(self, model: nn.Module, progress: float) -> dict[str, float]:
         """Shrink what the step has made too long."""
         limit = self.limit(progress)
-        for layer in self._layers(model).values():
-            weight = surgery.latent(layer, "weight")
-            norm = torch.linalg.vector_norm(_let_through(layer, weight).flatten(1), dim=1).clamp(min=limit)
-            weight.mul_((limit / norm).view(-1, *[1] * (weight.dim() - 1)))
+        for weight in self._weights(model).values():
+            latent = weight.latent
+            norm = torch.linalg.vector_norm(_let_through(weight).flatten(1), dim=1).clamp(min=limit)
+            latent.mul_((limit / norm).view(-1, *[1] * (latent.dim() - 1)))
         return {}
 
-    def _layers(self, model: nn.Module) -> dict[str, nn.Module]:
-        return select.layers(model, owner="MaxNorm", select=self.select, exclude=self.exclude)
+    def _weights(self, model: nn.Module) -> dict[str, Weight]:
+        return select.weights(model, owner="MaxNorm", select=self.select, exclude=self.exclude)
 
 
-def _let_through(layer: nn.Module, weight: Tensor) -> Tensor:
-    for mask in surgery.masks_on(layer, "weight"):
-        weight = mask(weight)
-    return weight
+def _let_through(weight: Weight) -> Tensor:
+    value = weight.latent
+    for mask in weight.masks:
+        value = mask(value)
+    return value

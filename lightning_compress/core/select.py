@@ -6,6 +6,9 @@ from typing import TypeVar
 
 from torch import nn
 
+from lightning_compress.core import recurrent, surgery
+from lightning_compress.core.weight import Place, Weight
+
 Value = TypeVar("Value")
 WEIGHTED: tuple[type[nn.Module], ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
 
@@ -31,7 +34,56 @@ def layers(
     ['0']
     """
     found = {name: module for name, module in model.named_modules() if isinstance(module, kinds)}
-    names = list(found)
+    kept = _chosen(list(found), owner, select, exclude)[0]
+    return {name: module for name, module in found.items() if name in kept}
+
+
+def weights(model: nn.Module, *, owner: str, select: str = "", exclude: Sequence[str] = ()) -> dict[str, Weight]:
+    """The weights of convolutions, linear layers, embeddings and recurrent layers, in order of definition.
+
+    One goes by the name of its layer, the several of a recurrent layer by their own, such as "lstm.weight_hh_l0". A
+    tied one is there once, by its first name; of its names `select` has to find one, and `exclude` none.
+
+    Raises:
+        ValueError: as `layers`.
+
+    >>> net = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4, 3))
+    >>> list(weights(net, owner="Prune"))
+    ['0', '1.weight_ih_l0', '1.weight_hh_l0']
+    """
+    found = {name: place for layer, module in model.named_modules() for name, place in _places(layer, module)}
+    kept, dropped = _chosen(list(found), owner, select, exclude)
+    tied: dict[int, list[str]] = {}
+    for name, (_, module, attribute) in found.items():
+        tied.setdefault(id(surgery.latent(module, attribute)), []).append(name)
+    groups = [names for names in tied.values() if kept & set(names) and not dropped & set(names)]
+    if not groups:
+        raise ValueError(f"{owner}: exclude={list(exclude)} leaves no weight; the others are tied to what it names")
+    return {names[0]: Weight(tuple(found[name] for name in names)) for names in groups}
+
+
+def _places(layer: str, module: nn.Module) -> list[tuple[str, Place]]:
+    """The weights of a module, by the names that they have in a model."""
+    if isinstance(module, (*WEIGHTED, nn.Embedding)):
+        return [(layer, Place(layer, module, "weight"))]
+    if not isinstance(module, recurrent.KINDS):
+        return []
+    return [(surgery.dotted(layer, name), Place(layer, module, name)) for name in recurrent.names(module)]
+
+
+def readers(weights: Iterable[Weight]) -> dict[str, nn.Module]:
+    """The layers that multiply their inputs with some of the `weights`, by name: all but embeddings.
+
+    >>> net = nn.Sequential(nn.Embedding(5, 4), nn.GRU(4, 3))
+    >>> list(readers(weights(net, owner="Quantize").values()))
+    ['1']
+    """
+    places = (place for weight in weights for place in weight.places)
+    return {layer: module for layer, module, _ in places if not isinstance(module, nn.Embedding)}
+
+
+def _chosen(names: list[str], owner: str, select: str, exclude: Sequence[str]) -> tuple[set[str], set[str]]:
+    """Which of the names are selected and not excluded, and which are excluded."""
     dropped: set[str] = set()
     for pattern in exclude:
         hit = {"<first>": names[:1], "<last>": names[-1:]}.get(pattern)
@@ -39,12 +91,12 @@ def layers(
         if not hit:
             raise ValueError(f"{owner}: exclude={pattern!r} matches no layer; the model has {_shown(names)}")
         dropped.update(hit)
-    kept = {name: module for name, module in found.items() if name not in dropped and re.search(select, name)}
+    kept = {name for name in names if name not in dropped and re.search(select, name)}
     if not kept:
         raise ValueError(
             f"{owner} matched no layer: select={select!r}, exclude={list(exclude)} but the model has {_shown(names)}"
         )
-    return kept
+    return kept, dropped
 
 
 def by_pattern(given: Mapping[str, Value], names: Iterable[str], *, owner: str) -> dict[str, Value]:

@@ -8,7 +8,9 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
+from lightning_compress.core import recurrent
 from lightning_compress.core.tap import remove_taps
 
 
@@ -45,7 +47,10 @@ class _OnInput:
         self.name = name
 
     def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return (getattr(layer, self.name)(args[0]), *args[1:])
+        first, child = args[0], getattr(layer, self.name)
+        if isinstance(first, PackedSequence):
+            return (first._replace(data=child(first.data)), *args[1:])
+        return (child(first), *args[1:])
 
 
 @final
@@ -224,51 +229,67 @@ def plain(model: nn.Module, *, below: bool = False) -> nn.Module:
     True
     """
     twin = copy.deepcopy(model)
+    tied: _Tied = {}
     with evaluating(twin):  # a weight that is drawn at random in training would draw here too
         for module in list(twin.modules()):
             take_from_input(module)
             take_from_output(module)
             remove_taps(module)
             if parametrize.is_parametrized(module):
-                _fold(module, latent if below else getattr)
+                _fold(module, latent if below else getattr, tied)
     return twin
 
 
-def _fold(module: nn.Module, read: Callable[[nn.Module, str], Tensor]) -> None:
+#: What was folded of each parametrized tensor so far, with the parametrizations, whose identities have to last.
+_Tied = dict[tuple[int, ...], tuple[nn.Parameter, nn.Module]]
+
+
+def _fold(module: nn.Module, read: Callable[[nn.Module, str], Tensor], tied: _Tied) -> None:
     stacks = module.parametrizations
     assert isinstance(stacks, nn.ModuleDict)
-    # Masks and rounding leave -0.0 behind; adding zero makes it the plain zero that is on disk.
-    values = {name: read(module, name).detach() + 0.0 for name in stacks}
-    trained = {name: all(p.requires_grad for p in stack.parameters(recurse=False)) for name, stack in stacks.items()}
+    folded: dict[str, nn.Parameter] = {}
+    for name, stack in stacks.items():
+        # Masks and rounding leave -0.0 behind; adding zero makes it the plain zero that is on disk.
+        value, trained = (
+            read(module, name).detach() + 0.0,
+            all(p.requires_grad for p in stack.parameters(recurse=False)),
+        )
+        folded[name] = tied.setdefault(_made_of(stack), (nn.Parameter(value, requires_grad=trained), stack))[0]
     module.__class__ = type(module).__bases__[0]
     del module._modules["parametrizations"]
-    for name, value in values.items():
-        module.register_parameter(name, nn.Parameter(value, requires_grad=trained[name]))
+    for name, parameter in folded.items():
+        module.register_parameter(name, parameter)
+    if isinstance(module, nn.RNNBase):
+        recurrent.rest(module)
+
+
+def _made_of(stack: Any) -> tuple[int, ...]:
+    """What two parametrized tensors have in common where they are tied: one latent tensor, under the same steps."""
+    return (id(stack.original), *map(id, stack))
 
 
 def own_names(model: nn.Module) -> dict[str, tuple[nn.Module, str]]:
     """Every parameter and buffer of the *plain* model by its dotted name: (module that holds it, attribute).
 
-    A parametrized tensor is listed under the name it had before; tied tensors are listed once, but a parametrized
-    one always: what its parametrizations make of it is its own.
+    A parametrized tensor is listed under the name it had before; tied tensors are listed once, parametrized ones
+    where their parametrizations are the same ones: what others make of it is its own.
 
     >>> sorted(own_names(nn.Linear(2, 2)))
     ['bias', 'weight']
     """
     names: dict[str, tuple[nn.Module, str]] = {}
-    seen: set[int] = set()
+    seen: set[tuple[int, ...]] = set()
     for prefix, module in model.named_modules():
         if ".parametrizations" in f".{prefix}" or {INPUT_CHILD, OUTPUT_CHILD} & set(prefix.split(".")):
             continue
         stacks = module.parametrizations if parametrize.is_parametrized(module) else {}
         attributes = [*stacks, *module._parameters, *(k for k in module._buffers if k not in _hidden(module))]
         for attribute in attributes:
-            if attribute not in stacks:
-                tensor = getattr(module, attribute)
-                if tensor is None or id(tensor) in seen:
-                    continue
-                seen.add(id(tensor))
-            names[dotted(prefix, attribute)] = (module, attribute)
+            tensor = None if attribute in stacks else getattr(module, attribute)
+            made_of = _made_of(stacks[attribute]) if attribute in stacks else (id(tensor),)
+            if made_of not in seen and (attribute in stacks or tensor is not None):
+                seen.add(made_of)
+                names[dotted(prefix, attribute)] = (module, attribute)
     return names
 
 

@@ -2,20 +2,33 @@
 
 from collections.abc import Callable
 from math import prod
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from lightning_compress.core import recurrent, surgery
+from lightning_compress.core.weight import Place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_COUNTED = (nn.Linear, *_CONVOLUTIONS, *_TRANSPOSED)
-_UNCOUNTED = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear)
+_COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *recurrent.KINDS, *_CONVOLUTIONS, *_TRANSPOSED)
+_UNCOUNTED = (nn.MultiheadAttention, nn.Bilinear)
 
-Hook = Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]
+Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
+
+
+def _sizes(layer: nn.Module) -> dict[str, int]:
+    """How many numbers each weight of a recurrent layer has."""
+    return {name: surgery.latent(layer, name).numel() for name in recurrent.names(layer)}
 
 
 def _of_call(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> int:
+    if isinstance(layer, nn.Embedding):
+        return 0
+    if isinstance(layer, recurrent.KINDS):
+        return inputs.numel() // inputs.shape[-1] * sum(_sizes(layer).values())
     if isinstance(layer, nn.Linear):
         return outputs.numel() * inputs.shape[-1]
     assert isinstance(layer, (*_CONVOLUTIONS, *_TRANSPOSED))
@@ -36,26 +49,28 @@ class _Counter:
     def on(self, name: str) -> Hook:
         self.counts[name] = 0
 
-        def hook(layer: nn.Module, args: tuple[Tensor, ...], outputs: Tensor) -> None:
-            self.counts[name] += _of_call(layer, args[0], outputs)
+        def hook(layer: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+            inputs = args[0].data if isinstance(args[0], PackedSequence) else args[0]
+            self.counts[name] += _of_call(layer, inputs, outputs)
 
         return hook
 
 
 def macs(model: nn.Module, example: Tensor) -> dict[str, int]:
-    """Count multiply-accumulates of every convolution and linear layer for one sample.
+    """Count multiply-accumulates of every convolution, linear and recurrent layer for one sample.
 
     Padding counts as in the dense kernel; bias, batch norm, activations, pooling and matrix products that are
     not a layer (attention scores) do not, which is the convention of the pruning papers. A layer called twice
-    counts twice, one that is not called counts 0. Runs the first sample in evaluation mode and without
-    gradients, then puts every module back in the mode it was in.
+    counts twice, one that is not called counts 0, and so does an embedding, which looks up. The weights of a recurrent
+    layer count once for each time step; its gates, which multiply numbers of one step, do not. Runs the first sample
+    in evaluation mode and without gradients, then puts every module back in the mode it was in.
 
     Args:
         model: on the device of `example`.
         example: a batch, (B, ...).
 
     Raises:
-        ValueError: when the model holds a recurrent, bilinear or `nn.MultiheadAttention` layer, which has no rule.
+        ValueError: when the model holds a bilinear or `nn.MultiheadAttention` layer, which has no rule.
 
     >>> macs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(2, 3, 10, 10))
     {'0': 13824}
@@ -83,3 +98,16 @@ def macs(model: nn.Module, example: Tensor) -> dict[str, int]:
         for module, training in modes:
             module.training = training
     return counter.counts
+
+
+def macs_share(place: Place) -> float:
+    """The share of a layer's multiply-accumulates that one of its weights takes part in: 1 where it has one weight.
+
+    >>> layer = nn.GRU(8, 8, bidirectional=True)
+    >>> macs_share(Place("gru", layer, "weight_hh_l0"))
+    0.25
+    """
+    if not isinstance(place.module, recurrent.KINDS):
+        return 1.0
+    sizes = _sizes(place.module)
+    return sizes[place.attribute] / sum(sizes.values())

@@ -217,7 +217,14 @@ def _round_before_max(graph: ir.Graph) -> None:
         node.replace_input_with(0, value)
 
 
-def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True) -> Path:
+def export(
+    compact: Compact,
+    example: Tensor,
+    path: str | Path,
+    *,
+    dynamic_batch: bool = True,
+    dynamic_length: bool = False,
+) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
     Coded weights become int8 (uint8 where an 8-bit affine range asks for it) under a DequantizeLinear; activations go
@@ -225,7 +232,7 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
     `example` is one batch of float32 inputs; input and output are called "input" and "output", several outputs by
-    their names, the free dimension "batch".
+    their names, the free dimension "batch", and with `dynamic_length`, for sequences, the one after it "length".
 
     Raises:
         ValueError: an activation has more than 8 bits.
@@ -242,6 +249,8 @@ def export(compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch
         # Tracing takes a batch of one for a constant.
         example = torch.cat([example[:1], example[:1]])
         shapes = ({0: torch.export.Dim("batch")},)
+    if dynamic_length:
+        shapes = ((shapes[0] if shapes else {}) | {1: torch.export.Dim("length")},)
     with _quiet():
         program = torch.onnx.export(
             deployed,

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lightning_compress.core import edits, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
+from lightning_compress.core.weight import Weight
 from lightning_compress.prune import graph
 from lightning_compress.prune.groups import Keep, written
 from lightning_compress.prune.patterns import masked_weight
@@ -44,9 +45,9 @@ class Block:
             for writers, end in zip(self._writers, ends.values(), strict=True)
         ]
 
-    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+    def view(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
         """Each block's entries, [units, size], of what `read` gives for its layers; zeros fill up the smaller ones."""
-        rows = [torch.cat([read(layer).flatten() for layer, _ in writers]) for writers in self._writers]
+        rows = [torch.cat([read(Weight.of(*writer)).flatten() for writer in writers]) for writers in self._writers]
         return {NAME: nn.utils.rnn.pad_sequence(rows, batch_first=True)}
 
     def gates(self) -> dict[str, list[tuple[Mask, Tensor, Tensor]]]:

@@ -196,7 +196,7 @@ def _cost(
             )
         return latency_cost(model, example, pattern.groups, pricing)
     if by == "params":
-        ones = pattern.view(lambda layer: torch.ones_like(masked_weight(layer)))
+        ones = pattern.view(lambda weight: torch.ones_like(masked_weight(weight)))
         return _Apart(num_params(surgery.plain(model)), {name: _entries(units) for name, units in ones.items()})
     others = " (or block)" if by == "macs" else ""
     raise ValueError(

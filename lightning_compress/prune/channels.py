@@ -13,6 +13,7 @@ from lightning_compress.core import edits, select, surgery
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
+from lightning_compress.core.weight import Weight
 from lightning_compress.prune.groups import Group, Keep, Member, cuts, groups, written
 from lightning_compress.prune.patterns import masked_weight, side_by_side
 from lightning_compress.prune.trial import survives
@@ -49,19 +50,21 @@ class Channel:
         layer = model.get_submodule(member.layer)
         return member.side == "in" and isinstance(layer, KINDS) and member.layer not in self._grouped
 
-    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+    def view(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
         """Each unit's entries, [units, size], of what `read` gives for every layer that writes it, side by side."""
         found = {}
         for root, masks in self._masks.items():
             parts = []
             for layer, name, _, member in masks:
                 if name.endswith("weight") and not isinstance(layer, edits.SCALES):
-                    filters = read(layer).movedim(int(isinstance(layer, edits.TRANSPOSED)), 0).flatten(1)
+                    filters = (
+                        read(Weight.of(layer, name)).movedim(int(isinstance(layer, edits.TRANSPOSED)), 0).flatten(1)
+                    )
                     parts.append(side_by_side(filters[member.index], member.root, self.groups[root].size).flatten(1))
             found[root] = torch.cat(parts, 1)
         return found
 
-    def norms(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+    def norms(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
         """The scales of the batch norms over each unit, [units, norms].
 
         Raises:
@@ -70,7 +73,7 @@ class Channel:
         found = {}
         for root, masks in self._masks.items():
             scales = [
-                side_by_side(read(layer)[member.index], member.root, self.groups[root].size).flatten(1)
+                side_by_side(read(Weight.of(layer, name))[member.index], member.root, self.groups[root].size).flatten(1)
                 for layer, name, _, member in masks
                 if name == "weight" and isinstance(layer, _BatchNorm)
             ]
@@ -153,7 +156,7 @@ class Channel:
 
 def _plain(layer: nn.Module) -> Tensor:
     weight: Tensor = layer.weight  # type: ignore[assignment]
-    return masked_weight(layer) if parametrize.is_parametrized(layer, "weight") else weight.detach()
+    return masked_weight(Weight.of(layer)) if parametrize.is_parametrized(layer, "weight") else weight.detach()
 
 
 def _masked(model: nn.Module, group: Group) -> list[tuple[nn.Module, str, Mask, Member]]:

@@ -11,7 +11,7 @@ from torch import distributed as dist
 from lightning_compress.core import moments
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.schedule import Schedule
-from lightning_compress.prune.patterns import Pattern, layers_of, stack
+from lightning_compress.prune.patterns import Pattern, weights_of
 
 #: Scores of the units of each name by a function of `prune/scores.py`.
 Rank = Callable[[Callable[..., Tensor]], dict[str, Tensor]]
@@ -234,9 +234,9 @@ class Soft(Dynamics):
         self._hard = progress >= self.until
         if self._hard:
             return
-        weights = [stack(layer) for layer in layers_of(self.site.pattern)]
+        weights = [weight.latent for weight in weights_of(self.site.pattern)]
         for steps, mask in self.site.masks:
-            if any(steps is weight for weight in weights):
+            if any(steps.original is weight for weight in weights):
                 steps.original.mul_(mask.mask)
             mask.mask.fill_(1.0)
 

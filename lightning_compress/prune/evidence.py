@@ -27,8 +27,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.core import surgery
 from lightning_compress.core.rng import rng_state, set_rng_state
+from lightning_compress.core.weight import Weight
 from lightning_compress.prune import slopes
-from lightning_compress.prune.patterns import OfChannels, Pattern, layers_of, masked_weight, side_by_side, stack
+from lightning_compress.prune.patterns import OfChannels, Pattern, masked_weight, side_by_side, weights_of
 
 Score = Callable[..., Tensor]
 Loss = Callable[[Any, Any], Tensor]
@@ -101,7 +102,7 @@ class Evidence(nn.Module):
         #: Whether masks moved by movement before there was any.
         self.blind = False
         self._shown: list[tuple[Any, Any]] = []
-        self._followed: list[Any] = []
+        self._followed: list[Weight] = []
         self._held: list[Tensor] = []
 
     @property
@@ -126,23 +127,23 @@ class Evidence(nn.Module):
         if "features" in self.asked and isinstance(pattern, OfChannels):
             pattern.readers()
         if "movement" in self.asked:
-            self._followed = layers_of(pattern)
-            for place, layer in enumerate(self._followed):
-                self.register_buffer(f"movement{place}", torch.zeros_like(stack(layer).original))
+            self._followed = weights_of(pattern)
+            for place, weight in enumerate(self._followed):
+                self.register_buffer(f"movement{place}", torch.zeros_like(weight.latent))
 
     def show(self, inputs: Any, targets: Any) -> None:
         """A batch to gather evidence from at the next move, before the optimizer's step where there is one."""
         if self.from_data:
             self._shown.append((inputs, targets))
-        self._held = [masked_weight(layer) for layer in self._followed]
+        self._held = [masked_weight(weight) for weight in self._followed]
 
     @torch.no_grad()
     def step(self) -> None:
         """After an optimizer step: add up the movement that its gradients ask for."""
-        for place, (layer, weight) in enumerate(zip(self._followed, self._held, strict=False)):
-            gradient = stack(layer).original.grad
+        for place, (weight, held) in enumerate(zip(self._followed, self._held, strict=False)):
+            gradient = weight.latent.grad
             if gradient is not None:
-                self.get_buffer(f"movement{place}").addcmul_(weight, gradient, value=-1)
+                self.get_buffer(f"movement{place}").addcmul_(held, gradient, value=-1)
         self._held = []
 
     def forget(self) -> None:
@@ -164,7 +165,7 @@ class Evidence(nn.Module):
             with _undisturbed(model):
                 found |= self._looked(model, pattern, kinds, torch.Generator().manual_seed(seed))
         if "movement" in kinds:
-            moved = {layer: self.get_buffer(f"movement{place}") for place, layer in enumerate(self._followed)}
+            moved = {weight: self.get_buffer(f"movement{place}") for place, weight in enumerate(self._followed)}
             self.blind = self.blind or not any(bool(values.any()) for values in moved.values())
             found["movement"] = pattern.view(moved.__getitem__)
         if "norm" in kinds and isinstance(pattern, OfChannels):
@@ -182,10 +183,10 @@ class Evidence(nn.Module):
             found["squared_change"] = slopes.squared_change(model, pattern, self._loss, self._shown)
         wanted = [kind for kind in slopes.KINDS if kind in kinds]
         if wanted:
-            layers = layers_of(pattern)
-            told = slopes.slopes(model, layers, self._loss, wanted, self._shown, generator)
+            weights = weights_of(pattern)
+            told = slopes.slopes(model, weights, self._loss, wanted, self._shown, generator)
             for kind, values in told.items():
-                found[kind] = pattern.view(dict(zip(layers, values, strict=True)).__getitem__)
+                found[kind] = pattern.view(dict(zip(weights, values, strict=True)).__getitem__)
         if "features" in kinds and isinstance(pattern, OfChannels):
             found["features"] = _features(model, pattern, [inputs for inputs, _ in self._shown])
         return found

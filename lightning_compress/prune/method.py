@@ -16,6 +16,7 @@ from lightning_compress.core.method import Compact, Method, Stage, Step
 from lightning_compress.core.rng import rng_state, set_rng_state
 from lightning_compress.core.schedule import Schedule
 from lightning_compress.core.task import named_loss
+from lightning_compress.core.weight import Weight
 from lightning_compress.prune import allocate, amount, blocks, budget, channels, patterns, scores
 from lightning_compress.prune.dynamics import Dynamics, Site, masks_in
 from lightning_compress.prune.evidence import Evidence, asked, scored
@@ -160,10 +161,12 @@ class Prune(Method):
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Put masks that keep everything on the selected layers."""
-        kinds = channels.KINDS if self.pattern in _REMOVED else select.WEIGHTED
-        layers = select.layers(model, owner="Prune", select=self.select, exclude=self.exclude, kinds=kinds)
+        choose: Callable[..., Mapping[str, Any]] = select.weights
+        if self.pattern in _REMOVED:
+            choose = partial(select.layers, kinds=channels.KINDS)
+        found = choose(model, owner="Prune", select=self.select, exclude=self.exclude)
         earlier = {mask for _, mask in masks_in(model)}
-        self._pattern = self._make(model, example, layers)
+        self._pattern = self._make(model, example, found)
         own = [(steps, mask) for steps, mask in masks_in(model) if mask not in earlier]
         self.dynamics.attach(Site(model, self._pattern, self.pattern, list(self.amounts.values()), own))
         self.evidence.attach(self._pattern)
@@ -176,7 +179,7 @@ class Prune(Method):
             place = {key: number for number, key in enumerate(self.amounts)}
             self._place = select.by_pattern(place, sizes, owner="Prune: sparsity")
         elif "shapes" in inspect.signature(self.allocation).parameters:
-            self._told = {"shapes": {name: tuple(model.get_submodule(name).weight.shape) for name in sizes}}  # type: ignore[arg-type]
+            self._told = {"shapes": {name: _shape(found[name]) for name in sizes}}
         if not self.by_threshold and max(self._wanted(1.0)) > 0 and not _removes(self._chosen(self._trial(), 1.0)):
             raise ValueError(
                 f"Prune would remove nothing: {self.by} {self._shown(1.0)} with round_to={self.round_to} keeps all of "
@@ -286,6 +289,11 @@ class Prune(Method):
         """Remove whole channels; single zeros stay in place."""
         assert self._pattern is not None, "attach comes first"
         return self._pattern.finalize(compact)
+
+
+def _shape(found: Any) -> tuple[int, ...]:
+    """That of a weight, or of the weight of a layer."""
+    return tuple((found if isinstance(found, Weight) else Weight.of(found)).value.shape)
 
 
 def _removes(keep: dict[str, Any]) -> bool:

@@ -5,7 +5,7 @@ A pattern puts its masks on the model, shows its units and turns the units to ke
 The patterns here leave their zeros in place; `prune/channels.py` has those that are removed for real.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol, final, runtime_checkable
 
 import torch
@@ -15,37 +15,31 @@ from torch.nn import functional as F
 from lightning_compress.core import select
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact
+from lightning_compress.core.weight import Weight
 
-Layers = dict[str, Any]
-
-
-def stack(layer: nn.Module) -> Any:
-    """The parametrizations of a layer's weight; of `nn.MultiheadAttention` that of query, key and value."""
-    stacks: Any = layer.parametrizations
-    return stacks.in_proj_weight if isinstance(layer, nn.MultiheadAttention) else stacks.weight
+Weights = Mapping[str, Weight]
 
 
-def masked_latent(layer: nn.Module) -> Tensor:
-    """The latent weight of a masked layer under all its masks, before quantizers and the like."""
-    steps = stack(layer)
-    weight: Tensor = steps.original
-    for step in steps:
+def masked_latent(weight: Weight) -> Tensor:
+    """A latent weight under all its masks, before quantizers and the like."""
+    value = weight.latent
+    for step in weight.steps:
         if isinstance(step, Mask):
-            weight = step(weight)
-    return weight
+            value = step(value)
+    return value
 
 
 @torch.no_grad()
-def masked_weight(layer: nn.Module) -> Tensor:
+def masked_weight(weight: Weight) -> Tensor:
     """The same with no way back to what is trained."""
-    return masked_latent(layer).detach()
+    return masked_latent(weight).detach()
 
 
 class Pattern(Protocol):
-    """What `Prune` asks of a pattern; units are counted under the name of a layer."""
+    """What `Prune` asks of a pattern; units are counted under the name of a layer or weight."""
 
-    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
-        """Each unit's entries, [units, size], of what `read` gives for a layer: a tensor of its weight's shape."""
+    def view(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each unit's entries, [units, size], of what `read` gives for a weight: a tensor of its shape."""
         ...
 
     def apply(self, keep: dict[str, Tensor]) -> None:
@@ -61,13 +55,13 @@ class Pattern(Protocol):
         ...
 
 
-def layers_of(pattern: Pattern) -> list[Any]:
-    """The layers whose weights make up the units."""
-    found: dict[nn.Module, None] = {}
+def weights_of(pattern: Pattern) -> list[Weight]:
+    """The weights that make up the units."""
+    found: dict[Weight, None] = {}
 
-    def read(layer: nn.Module) -> Tensor:
-        found[layer] = None
-        return masked_weight(layer)
+    def read(weight: Weight) -> Tensor:
+        found[weight] = None
+        return masked_weight(weight)
 
     pattern.view(read)
     return list(found)
@@ -77,7 +71,7 @@ def layers_of(pattern: Pattern) -> list[Any]:
 class OfChannels(Protocol):
     """What a pattern of channels can show besides."""
 
-    def norms(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
+    def norms(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
         """The scales that batch norms have for each channel, [channels, norms]."""
         ...
 
@@ -130,27 +124,31 @@ def side_by_side(rows: Tensor, place: Tensor, size: int) -> Tensor:
 
 @final
 class InPlace:
-    """Units within single layers, whose zeros stay in place and are coded away in the packed file.
+    """Units within single weights, whose zeros stay in place and are coded away in the packed file.
 
     `split` lays a tensor of a weight's shape out as [units, size]; `join` makes of one number for each unit a tensor
     that broadcasts to that shape.
 
     >>> layer = nn.Linear(2, 2)
-    >>> pattern = row(layer, None, {"": layer})
+    >>> pattern = row(layer, None, {"": Weight.of(layer)})
     >>> pattern.apply({"": torch.tensor([True, False])})
     >>> (pattern.view()[""] == 0).tolist()
     [[False, False], [True, True]]
     """
 
     def __init__(
-        self, layers: Layers, split: Callable[[Tensor], Tensor], join: Callable[[Tensor, torch.Size], Tensor]
+        self, weights: Weights, split: Callable[[Tensor], Tensor], join: Callable[[Tensor, torch.Size], Tensor]
     ) -> None:
-        self._layers, self._split, self._join = layers, split, join
-        self._masks = {name: Mask.on(layer, "weight", layer.weight.shape) for name, layer in layers.items()}
+        self._weights, self._split, self._join = weights, split, join
+        self._masks = {
+            name: Mask(tuple(weight.latent.shape)).to(weight.latent.device) for name, weight in weights.items()
+        }
+        for name, weight in weights.items():
+            weight.put(self._masks[name])
 
-    def view(self, read: Callable[[nn.Module], Tensor] = masked_weight) -> dict[str, Tensor]:
-        """Each unit's entries, [units, size], of what `read` gives for its layer."""
-        return {name: self._split(read(layer)) for name, layer in self._layers.items()}
+    def view(self, read: Callable[[Weight], Tensor] = masked_weight) -> dict[str, Tensor]:
+        """Each unit's entries, [units, size], of what `read` gives for its weight."""
+        return {name: self._split(read(weight)) for name, weight in self._weights.items()}
 
     def apply(self, keep: dict[str, Tensor]) -> None:
         """Tighten the masks: what is gone stays gone."""
@@ -166,33 +164,33 @@ class InPlace:
         return compact
 
 
-def unstructured(model: nn.Module, example: Any, layers: Layers) -> InPlace:
+def unstructured(model: nn.Module, example: Any, weights: Weights) -> InPlace:
     """Single weights.
 
     >>> layer = nn.Linear(3, 2)
-    >>> unstructured(layer, None, {"": layer}).view()[""].shape
+    >>> unstructured(layer, None, {"": Weight.of(layer)}).view()[""].shape
     torch.Size([6, 1])
     """
-    return InPlace(layers, lambda weight: weight.reshape(-1, 1), lambda keep, shape: keep.reshape(shape))
+    return InPlace(weights, lambda weight: weight.reshape(-1, 1), lambda keep, shape: keep.reshape(shape))
 
 
-def row(model: nn.Module, example: Any, layers: Layers) -> InPlace:
+def row(model: nn.Module, example: Any, weights: Weights) -> InPlace:
     """All weights of one output; its bias and batch norm stay.
 
     >>> layer = nn.Conv1d(3, 2, 5)
-    >>> row(layer, None, {"": layer}).view()[""].shape
+    >>> row(layer, None, {"": Weight.of(layer)}).view()[""].shape
     torch.Size([2, 15])
     """
     return InPlace(
-        layers, lambda weight: weight.flatten(1), lambda keep, shape: keep.reshape(-1, *[1] * (len(shape) - 1))
+        weights, lambda weight: weight.flatten(1), lambda keep, shape: keep.reshape(-1, *[1] * (len(shape) - 1))
     )
 
 
-def block(model: nn.Module, example: Any, layers: Layers, *, rows: int, columns: int) -> InPlace:
+def block(model: nn.Module, example: Any, weights: Weights, *, rows: int, columns: int) -> InPlace:
     """Blocks of `rows` x `columns` of the weight as a matrix, [outputs, everything else]; smaller ones at its ends.
 
     >>> layer = nn.Linear(6, 4)
-    >>> block(layer, None, {"": layer}, rows=4, columns=1).view()[""].shape
+    >>> block(layer, None, {"": Weight.of(layer)}, rows=4, columns=1).view()[""].shape
     torch.Size([6, 4])
     """
 
@@ -207,10 +205,10 @@ def block(model: nn.Module, example: Any, layers: Layers, *, rows: int, columns:
         wide = keep.reshape(-(-height // rows), -1).repeat_interleave(rows, 0).repeat_interleave(columns, 1)
         return wide[:height, :width].reshape(shape)
 
-    return InPlace(layers, split, join)
+    return InPlace(weights, split, join)
 
 
-def in_groups(model: nn.Module, example: Any, layers: Layers, *, size: int) -> InPlace:
+def in_groups(model: nn.Module, example: Any, weights: Weights, *, size: int) -> InPlace:
     """Single weights in the order in which `size` of them that follow each other form a group of N:M sparsity.
 
     Groups run along the inputs (a conv's input channels, at each place of its kernel), as sparse tensor cores want.
@@ -219,11 +217,11 @@ def in_groups(model: nn.Module, example: Any, layers: Layers, *, size: int) -> I
         ValueError: layers whose number of inputs is no multiple of `size`.
 
     >>> layer = nn.Conv1d(4, 1, 2)
-    >>> order = in_groups(layer, None, {"": layer}, size=4).view(lambda _: torch.arange(8.0).view(1, 4, 2))
+    >>> order = in_groups(layer, None, {"": Weight.of(layer)}, size=4).view(lambda _: torch.arange(8.0).view(1, 4, 2))
     >>> order[""].flatten().tolist()
     [0.0, 2.0, 4.0, 6.0, 1.0, 3.0, 5.0, 7.0]
     """
-    odd = {name: layer.weight.shape[1] for name, layer in layers.items() if layer.weight.shape[1] % size}
+    odd = {name: own.latent.shape[1] for name, own in weights.items() if own.latent.shape[1] % size}
     if odd:
         raise ValueError(
             f"Prune: groups of {size} run along a layer's inputs, and of {', '.join(odd)} there are "
@@ -233,4 +231,4 @@ def in_groups(model: nn.Module, example: Any, layers: Layers, *, size: int) -> I
     def join(keep: Tensor, shape: torch.Size) -> Tensor:
         return keep.reshape(shape[0], *shape[2:], shape[1]).movedim(-1, 1)
 
-    return InPlace(layers, lambda weight: weight.movedim(1, -1).reshape(-1, 1), join)
+    return InPlace(weights, lambda weight: weight.movedim(1, -1).reshape(-1, 1), join)

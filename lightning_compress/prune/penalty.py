@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from lightning_compress.core.schedule import Schedule, as_schedule
-from lightning_compress.prune.patterns import OfChannels, Pattern, layers_of, masked_latent, stack
+from lightning_compress.prune.patterns import OfChannels, Pattern, masked_latent, weights_of
 
 _MOMENTS = 100
 
@@ -56,8 +56,10 @@ class GroupLasso(Penalty):
 
     >>> layer = torch.nn.Linear(2, 1, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[3.0, 4.0]]))
+    >>> from lightning_compress.core.weight import Weight
     >>> from lightning_compress.prune.patterns import row
-    >>> round(float(GroupLasso(1.0).term(row(layer, None, {"": layer})).detach()), 4)  # 5 times the root of 2
+    >>> term = GroupLasso(1.0).term(row(layer, None, {"": Weight.of(layer)}))
+    >>> round(float(term.detach()), 4)  # 5 times the root of 2
     7.0711
     """
 
@@ -94,8 +96,9 @@ class Proximal(Penalty):
 
     >>> layer = torch.nn.Linear(2, 2, bias=False)
     >>> _ = layer.weight.data.copy_(torch.tensor([[0.6, -0.8], [0.1, 0.0]]))
+    >>> from lightning_compress.core.weight import Weight
     >>> from lightning_compress.prune.patterns import row
-    >>> Proximal(0.5 / 2**0.5).update(row(layer, None, {"": layer}), 1.0)
+    >>> Proximal(0.5 / 2**0.5).update(row(layer, None, {"": Weight.of(layer)}), 1.0)
     >>> layer.weight.tolist()
     [[0.30000001192092896, -0.4000000059604645], [0.0, 0.0]]
     """
@@ -105,9 +108,9 @@ class Proximal(Penalty):
         strength = self.strength(progress)
         if strength == 0.0:
             return
-        layers = layers_of(pattern)
+        pressed = weights_of(pattern)
         # How a pattern lays its units out is linear: its derivative carries one number of a unit to all its entries.
-        ones = {layer: torch.ones_like(stack(layer).original, requires_grad=True) for layer in layers}
+        ones = {weight: torch.ones_like(weight.latent, requires_grad=True) for weight in pressed}
         laid, weights = pattern.view(ones.__getitem__), pattern.view()
         total = []
         for name, entries in weights.items():
@@ -117,8 +120,8 @@ class Proximal(Penalty):
             total.append((laid[name] * part.unsqueeze(1)).sum())
         shares = torch.autograd.grad(torch.stack(total).sum(), list(ones.values()))
         with torch.no_grad():
-            for layer, share in zip(layers, shares, strict=True):
-                stack(layer).original.mul_(1.0 - share)
+            for weight, share in zip(pressed, shares, strict=True):
+                weight.latent.mul_(1.0 - share)
 
 
 def _norms(entries: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ from torch.func import functional_call
 
 from lightning_compress.core.curvature import diagonals, products
 from lightning_compress.core.mask import Mask
-from lightning_compress.prune.patterns import Gated, Pattern, layers_of, masked_weight, stack
+from lightning_compress.core.weight import Weight
+from lightning_compress.prune.patterns import Gated, Pattern, masked_weight, weights_of
 
 Loss = Callable[[Any, Any], Tensor]
 Batches = Sequence[tuple[Any, Any]]
@@ -34,17 +35,18 @@ def mean_of_ranks(tensor: Tensor) -> Tensor:
 
 @final
 class _TaskLoss:
-    """The task loss of a batch with leaves in place of the masked weights of `layers`, and masks that are full."""
+    """The task loss of a batch with leaves in place of the masked `weights`, and masks that are full."""
 
-    def __init__(self, model: nn.Module, layers: Sequence[Any], loss: Loss) -> None:
+    def __init__(self, model: nn.Module, weights: Sequence[Weight], loss: Loss) -> None:
         self.model, self.loss = model, loss
-        self.leaves = [masked_weight(layer).clone().requires_grad_() for layer in layers]
+        self.leaves = [masked_weight(weight).clone().requires_grad_() for weight in weights]
         names = {module: name for name, module in model.named_modules()}
         self.state: dict[str, Tensor] = {}
-        for layer, leaf in zip(layers, self.leaves, strict=True):
-            steps = stack(layer)
-            self.state[f"{names[steps]}.original"] = leaf
-            for step in steps:
+        for weight, leaf in zip(weights, self.leaves, strict=True):
+            for _, module, attribute in weight.places:
+                steps: Any = module.parametrizations[attribute]  # type: ignore[index]
+                self.state[f"{names[steps]}.original"] = leaf
+            for step in weight.steps:
                 if isinstance(step, Mask):  # one that is there twice has one name
                     self.state[f"{names[step]}.mask"] = torch.ones_like(step.mask)
 
@@ -65,11 +67,11 @@ def squared_change(model: nn.Module, pattern: Pattern, loss: Loss, batches: Batc
 
 
 def _through_weights(model: nn.Module, pattern: Pattern, loss: Loss, batches: Batches) -> Iterator[dict[str, Tensor]]:
-    layers, weights = layers_of(pattern), pattern.view()
-    task_loss = _TaskLoss(model, layers, loss)
+    tensors, weights = weights_of(pattern), pattern.view()
+    task_loss = _TaskLoss(model, tensors, loss)
     for batch in batches:
         slopes = torch.autograd.grad(task_loss(*batch), task_loss.leaves, materialize_grads=True)
-        gradient = pattern.view(dict(zip(layers, slopes, strict=True)).__getitem__)
+        gradient = pattern.view(dict(zip(tensors, slopes, strict=True)).__getitem__)
         yield {name: (weight * gradient[name]).sum(1) for name, weight in weights.items()}
 
 
@@ -93,10 +95,15 @@ def _summed(gates: Sequence[tuple[Mask, Tensor, Tensor]], slope: Mapping[Mask, T
 
 
 def slopes(
-    model: nn.Module, layers: Sequence[Any], loss: Loss, kinds: Sequence[str], batches: Batches, generator: Generator
+    model: nn.Module,
+    weights: Sequence[Weight],
+    loss: Loss,
+    kinds: Sequence[str],
+    batches: Batches,
+    generator: Generator,
 ) -> dict[str, list[Tensor]]:
-    """Each of `kinds` in the masked weight of each of `layers`, the mean over batches and ranks."""
-    task_loss = _TaskLoss(model, layers, loss)
+    """Each of `kinds` in each of the masked `weights`, the mean over batches and ranks."""
+    task_loss = _TaskLoss(model, weights, loss)
     leaves, found = task_loss.leaves, {}
     if set(kinds) & {"gradient", "squared_gradient", "hessian_gradient"}:
         rows = (torch.autograd.grad(task_loss(*batch), leaves, materialize_grads=True) for batch in batches)

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_compress.core import surgery
+from lightning_compress.core import select, surgery
+from lightning_compress.core.select import WEIGHTED
+from lightning_compress.core.weight import Weight
 from lightning_compress.quantize import affine
 from lightning_compress.quantize.base import spread
 from lightning_compress.quantize.correction import in_order, inputs_of
@@ -121,15 +123,21 @@ def learn(
     return torch.where(free, best, weight)
 
 
-def check(name: str, layer: nn.Module, quantizer: nn.Module) -> None:
-    """See that AdaRound can work on a layer.
+def check(name: str, weight: Weight, quantizer: nn.Module) -> None:
+    """See that AdaRound can work on a weight.
 
     Raises:
-        ValueError: its codes are not those of symmetric uniform quantization, or its weights are a codebook's.
+        ValueError: its codes are not those of symmetric uniform quantization, it is a codebook's, or one that more than
+            a convolution or linear layer has.
 
-    >>> check("fc", nn.Linear(2, 2), Uniform(4))
+    >>> check("fc", Weight.of(nn.Linear(2, 2)), Uniform(4))
     """
-    if not (isinstance(quantizer, Uniform) and quantizer.symmetric) or surgery.codebook_on(layer, "weight"):
+    if len(weight.places) > 1 or not isinstance(weight.places[0].module, WEIGHTED):
+        raise ValueError(
+            f"Quantize: adaround fits the outputs of convolutions and linear layers with weights of their own, and "
+            f"{name} is another; write exclude={[select.exactly(name)]}, or adaround=0"
+        )
+    if not (isinstance(quantizer, Uniform) and quantizer.symmetric) or weight.has_codebook:
         raise ValueError(
             f"Quantize: adaround chooses among evenly spaced symmetric codes for weights of their own, and {name} has "
             f"others; use weights=uniform without weight sharing, or adaround=0"

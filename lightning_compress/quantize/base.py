@@ -6,11 +6,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
-from lightning_compress.core import surgery
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored, along
+from lightning_compress.core.weight import Weight
 from lightning_compress.quantize import affine
 
 #: Share of a range that is the last batch's, while a quantizer waits for its start.
@@ -255,20 +254,19 @@ def spread(values: Tensor, weight: Tensor, axis: int | None, group_size: int | N
     return wide.reshape(*wide.shape, *[1] * (weight.dim() - 2))
 
 
-def on_weight(layer: nn.Module, quantizer: WeightQuantizer) -> WeightQuantizer:
-    """Put a quantizer on the weight of a layer, above what is there, and a mask once more above it where it must be.
+def on_weight(weight: Weight, quantizer: WeightQuantizer) -> WeightQuantizer:
+    """Put a quantizer on a weight, above what is there, and a mask once more above it where it must be.
 
     >>> from lightning_compress.quantize.uniform import Uniform
     >>> layer = nn.Linear(2, 2)
-    >>> on_weight(layer, Uniform(4)) is layer.parametrizations.weight[0]
+    >>> on_weight(Weight.of(layer), Uniform(4)) is layer.parametrizations.weight[0]
     True
     """
-    weight = layer.weight
-    assert isinstance(weight, Tensor)
-    if surgery.codebook_on(layer, "weight"):
+    value = weight.value.detach()
+    if weight.has_codebook:
         quantizer.axis, quantizer.group_size = None, None  # its levels are quantized, and serve every channel
-    quantizer.to(weight.device).start(weight.detach())
-    parametrize.register_parametrization(layer, "weight", quantizer)
-    for mask in [] if quantizer.exact_zero else surgery.masks_on(layer, "weight"):
-        parametrize.register_parametrization(layer, "weight", mask)
+    quantizer.to(value.device).start(value)
+    weight.put(quantizer)
+    for mask in [] if quantizer.exact_zero else weight.masks:
+        weight.put(mask)
     return quantizer

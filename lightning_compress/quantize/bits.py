@@ -8,6 +8,7 @@ from torch import nn
 
 from lightning_compress.core import select
 from lightning_compress.core.schedule import Schedule, as_schedule
+from lightning_compress.core.weight import Weight
 from lightning_compress.quantize.sensitivity import Sensitivity
 
 Bits = int | Schedule | Mapping[str, int | Schedule | None] | Sensitivity | None
@@ -60,6 +61,25 @@ def of_layers(name: str, bits: Bits, layers: Sequence[str]) -> dict[str, Schedul
         return {} if bits is None else dict.fromkeys(layers, as_schedule(bits))
     found = select.by_pattern(bits, layers, owner=f"Quantize: {name}")
     return {layer: as_schedule(value) for layer, value in found.items() if value is not None}
+
+
+def at_ends(bits: int | None, chosen: Mapping[str, Weight], every: Mapping[str, Weight]) -> dict[str, int]:
+    """The `bits` of the first and the last of `every` weight, and of the layers that read by them, where chosen.
+
+    Raises:
+        ValueError: there are bits for the ends, and neither is among the weights that are `chosen`.
+
+    >>> net = nn.Sequential(nn.LSTM(2, 3), nn.Linear(3, 1))
+    >>> weights = select.weights(net, owner="Quantize")
+    >>> at_ends(8, weights, weights)
+    {'0.weight_ih_l0': 8, '0': 8, '1': 8}
+    """
+    first, last = next(iter(every)), next(reversed(every))
+    ends = [name for name in dict.fromkeys((first, last)) if name in chosen]
+    if bits and not ends:
+        raise ValueError(f"Quantize: ends={bits}, but select and exclude leave out {first} and {last}")
+    named = [each for name in ends for each in (name, *select.readers([chosen[name]]))]
+    return dict.fromkeys(named, bits) if bits else {}
 
 
 def change(quantizer: Any, wanted: int) -> list[nn.Parameter]:

@@ -11,6 +11,7 @@ from lightning_compress.core import select, surgery
 from lightning_compress.core.method import Compact, Method, Stage
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.stored import Stored
+from lightning_compress.core.weight import Weight
 from lightning_compress.quantize import batchnorm, bits, named, outputs, posttraining, seen, uniform
 from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer, on_weight
 from lightning_compress.quantize.sensitivity import Sensitivity
@@ -22,6 +23,8 @@ _OUTPUT_BITS = 8
 @final
 class Quantize(Method):
     """Fake-quantizes weights and layer inputs in training, and deploys what training computed (arXiv 1712.05877).
+
+    Of a recurrent layer that is each of its weights and what comes in from outside, not what it hands itself.
 
     Bits are a number, a schedule of progress, a mapping from patterns of layer names to these (the first that is found
     in the name counts), or None for float; those of weights may be left to a `Sensitivity`. `weights` and `activations`
@@ -128,40 +131,37 @@ class Quantize(Method):
             quantizer.observing = observing and (quantizer.observes or not active)
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
-        """Put quantizers on the selected layers' weights and inputs."""
-        layers = select.layers(model, owner="Quantize", select=self.select, exclude=self.exclude)
+        """Put quantizers on the selected weights, and on the inputs of their layers."""
+        weights = select.weights(model, owner="Quantize", select=self.select, exclude=self.exclude)
+        layers = select.readers(weights.values())
         self._steps.even_out(model, example)
         if example is not None:
             self._pairs = batchnorm.pairs(model, example)
-        names = list(layers)
-        every = list(select.layers(model, owner="Quantize"))
-        ends = dict.fromkeys({every[0], every[-1]} & layers.keys(), self.ends) if self.ends else {}
-        if self.ends and not ends:
-            raise ValueError(f"Quantize: ends={self.ends}, but select and exclude leave out {every[0]} and {every[-1]}")
-        for kind, wanted in (("weight_bits", self.weight_bits), ("activation_bits", self.activation_bits)):
-            found = bits.of_layers(kind, wanted, names)
+        ends = bits.at_ends(self.ends, weights, select.weights(model, owner="Quantize"))
+        for kind, names in (("weight_bits", list(weights)), ("activation_bits", list(layers))):
+            found = bits.of_layers(kind, getattr(self, kind), names)
             self._schedules[kind] = found | {name: as_schedule(ends[name]) for name in ends.keys() & found.keys()}
-        self._put_on_weights(layers, ends)
+        self._put_on_weights(weights, ends)
         self._steps.check(model, self._weights)
         if self.outputs:
             self._put_on_outputs(model, example)
         for name in [name for name in layers if name in self._schedules["activation_bits"]]:
             make = named.able(self._make_input, ends.get(name), uniform.Observed)
             wanted = bits.at(self._schedules["activation_bits"][name], 0.0)
-            self._inputs[name] = make(wanted).to(layers[name].weight.device)
+            self._inputs[name] = make(wanted).to(next(layers[name].parameters()).device)
             surgery.put_on_input(layers[name], self._inputs[name])
         if self.freeze_batchnorm < 1.0:
             self._norms.put_on(model)
         self._switch(active=self.start == 0.0, observing=True)
         return model
 
-    def _put_on_weights(self, layers: dict[str, nn.Module], ends: dict[str, int]) -> None:
+    def _put_on_weights(self, weights: dict[str, Weight], ends: dict[str, int]) -> None:
         for name, schedule in self._schedules["weight_bits"].items():
             make = named.able(self._make_weight, ends.get(name), uniform.Uniform)
-            self._weights[name] = on_weight(layers[name], make(bits.at(schedule, 0.0)))
+            self._weights[name] = on_weight(weights[name], make(bits.at(schedule, 0.0)))
         if isinstance(self.weight_bits, Sensitivity):  # what it chooses is kept by the quantizers alone
             given = self._schedules["weight_bits"]
-            self._schedules["weight_bits"] = {name: given[name] for name in ends}
+            self._schedules["weight_bits"] = {name: given[name] for name in ends.keys() & given.keys()}
 
     def _put_on_outputs(self, model: nn.Module, example: Any) -> None:
         """Put quantizers on outputs that need them, and let layers that have 8 bits all along read these."""
@@ -215,8 +215,9 @@ class Quantize(Method):
             self._weights[name].set_bits(chosen)
 
     def _start_weights(self, model: nn.Module) -> None:
+        weights = select.weights(model, owner="Quantize")
         for name, quantizer in self._weights.items():
-            quantizer.start(surgery.below(model.get_submodule(name), "weight", quantizer))
+            quantizer.start(weights[name].below(quantizer))
 
     def param_groups(self) -> list[dict[str, Any]]:
         """The learned steps, bounds and levels."""

@@ -6,9 +6,8 @@ from typing import Any, ClassVar, final
 from torch import Tensor, nn
 
 from lightning_compress.core import select as selection
-from lightning_compress.core import surgery
 from lightning_compress.core.method import Compact, Method, Stage, Step
-from lightning_compress.cost.macs import macs
+from lightning_compress.cost.macs import macs, macs_share
 from lightning_compress.quantize.gates import GatedInput, GatedWeight, Gates
 from lightning_compress.quantize.method import Quantize
 
@@ -91,15 +90,19 @@ class BayesianBits(Method):
         """Put gated quantizers on the selected layers, and see what each layer costs."""
         if example is None:
             raise ValueError("BayesianBits needs example=, one batch of inputs, to count multiply-accumulates")
-        for name, layer in selection.layers(model, owner="BayesianBits").items():
-            if self.prune and surgery.codebook_on(layer, "weight"):
+        weights = selection.weights(model, owner="BayesianBits")
+        for name, weight in weights.items():
+            if self.prune and weight.has_codebook:
                 raise ValueError(f"BayesianBits: {name!r} has a codebook, which serves all channels; write prune=False")
         counts = macs(model, example)
-        model = self.quantize.attach(model, example)
+        model, most = self.quantize.attach(model, example), max(counts.values())
         for name, count in counts.items():
-            for part in model.get_submodule(name).modules():
-                if isinstance(part, GatedWeight | GatedInput):
-                    self._shares[part] = count / max(counts.values())
+            inputs = [part for part in model.get_submodule(name).modules() if isinstance(part, GatedInput)]
+            self._shares.update(dict.fromkeys(inputs, count / most))
+        for weight in weights.values():
+            own = sum(counts[place.layer] * macs_share(place) for place in weight.places)
+            gated = [part for part in weight.steps if isinstance(part, GatedWeight)]
+            self._shares.update(dict.fromkeys(gated, own / most))
         return model
 
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:

@@ -5,7 +5,7 @@ from typing import Any, final
 
 from torch import nn
 
-from lightning_compress.core import lookup
+from lightning_compress.core import lookup, select
 from lightning_compress.quantize import adaround, calibrate, correction, equalize, seen
 from lightning_compress.quantize.base import InputQuantizer, WeightQuantizer
 
@@ -55,8 +55,9 @@ class PostTraining:
         Raises:
             ValueError: they cannot.
         """
+        places = select.weights(model, owner="Quantize")
         for name in weights if self._adaround else ():
-            adaround.check(name, model.get_submodule(name), weights[name])
+            adaround.check(name, places[name], weights[name])
 
     def calibrate(self, model: nn.Module, quantizers: Sequence[InputQuantizer], shown: Sequence[Any]) -> None:
         """Let quantizers of inputs, which are observing and not active, start from what they see."""
@@ -77,4 +78,5 @@ class PostTraining:
         if self._adaround:
             adaround.adaround(model, reference, weights, shown, self._adaround)
         if self._correct_bias:
-            correction.correct(model, reference, weights, norms, shown)
+            names = [name for name in select.layers(model, owner="Quantize") if name in weights]
+            correction.correct(model, reference, names, norms, shown)

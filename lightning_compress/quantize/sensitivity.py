@@ -9,11 +9,12 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import surgery
+from lightning_compress.core import select, surgery
 from lightning_compress.core.curvature import diagonals
 from lightning_compress.core.task import named_loss
+from lightning_compress.core.weight import Weight
 from lightning_compress.cost.bops import FLOAT_BITS
-from lightning_compress.cost.macs import macs
+from lightning_compress.cost.macs import macs, macs_share
 from lightning_compress.quantize.base import WeightQuantizer
 
 Table = Mapping[str, Mapping[int, float]]
@@ -139,7 +140,8 @@ class Sensitivity:
         Raises:
             ValueError: no batch, or a budget that cannot be met.
         """
-        weights = {name: surgery.below(model.get_submodule(name), "weight", q) for name, q in quantizers.items()}
+        places = select.weights(model, owner="Sensitivity")
+        weights = {name: places[name].below(quantizer) for name, quantizer in quantizers.items()}
         shown = list(itertools.islice(batches, self.batches))
         if not shown:
             raise ValueError("Sensitivity: no batch to look at; expected the training data to yield at least one")
@@ -149,7 +151,7 @@ class Sensitivity:
             found = errors(quantizer, weights[name], [given[name]] if name in given else self.choices)
             losses[name] = {bits: felt[name] * error for bits, error in found.items()}
         try:
-            chosen = allocate(losses, *self._costs(model, shown[0][0], losses, weights, reads))
+            chosen = allocate(losses, *self._costs(model, shown[0][0], losses, places, reads))
         except ValueError as why:
             raise ValueError(f"Sensitivity: {why}; write a larger one, or smaller choices than {self.choices}") from why
         logging.getLogger(__name__).info("bits of weights by sensitivity: %s", chosen)
@@ -183,19 +185,22 @@ class Sensitivity:
         model: nn.Module,
         inputs: Any,
         losses: Table,
-        weights: Mapping[str, Tensor],
+        weights: Mapping[str, Weight],
         reads: Mapping[str, int],
     ) -> tuple[dict[str, dict[int, float]], float]:
         """What each choice costs, and what there is to spend: in bits, or in bit operations."""
         if self.relative_bops is None:
             assert self.weight_bytes is not None
-            sizes, budget = {name: weight.numel() for name, weight in weights.items()}, 8.0 * self.weight_bytes
+            sizes: dict[str, float] = {name: weights[name].latent.numel() for name in losses}
+            budget = 8.0 * self.weight_bytes
         else:
             counts = macs(model, inputs)
             spent = {name: count * reads.get(name, FLOAT_BITS) for name, count in counts.items()}
+            sizes = {
+                name: sum(spent[place.layer] * macs_share(place) for place in weights[name].places) for name in losses
+            }
             budget = self.relative_bops * FLOAT_BITS**2 * sum(counts.values())
-            budget -= sum(FLOAT_BITS * spent[name] for name in counts if name not in losses)
-            sizes = {name: spent[name] for name in losses}
+            budget -= FLOAT_BITS * (sum(spent.values()) - sum(sizes.values()))
         return {name: {bits: sizes[name] * bits for bits in losses[name]} for name in losses}, budget
 
 

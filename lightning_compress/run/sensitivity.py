@@ -187,9 +187,10 @@ def override(axis: str, amounts: Mapping[str, Any]) -> str:
     return text
 
 
-def _pruned(make: Callable[..., patterns.Pattern], model: nn.Module, example: Any) -> Iterator[Variant]:
-    layers = select.layers(model, owner="sensitivity")
-    pattern = make(model, example, layers)
+def _pruned(
+    make: Callable[..., patterns.Pattern], choose: Callable[..., Any], model: nn.Module, example: Any
+) -> Iterator[Variant]:
+    pattern = make(model, example, choose(model, owner="sensitivity"))
     whole, scores = pattern.keep(), {name: magnitude(units) for name, units in pattern.view().items()}
     masks = [module for module in model.modules() if isinstance(module, Mask)]
     for name, score in scores.items():
@@ -201,7 +202,7 @@ def _pruned(make: Callable[..., patterns.Pattern], model: nn.Module, example: An
 
 
 def _in_bits(model: nn.Module, example: Any) -> Iterator[Variant]:
-    for name in select.layers(model, owner="sensitivity"):
+    for name in select.weights(model, owner="sensitivity"):
         for bits in BITS:
             method = Quantize(bits, None, select=select.exactly(name))
             yield name, {"amount": bits}, method.attach(copy.deepcopy(model), example).eval()
@@ -226,8 +227,8 @@ def _has_kernel(layer: Any) -> bool:
 
 
 AXES: dict[str, Callable[[nn.Module, Any], Iterator[Variant]]] = {
-    "unstructured": partial(_pruned, patterns.unstructured),
-    "channel": partial(_pruned, channels.Channel),
+    "unstructured": partial(_pruned, patterns.unstructured, select.weights),
+    "channel": partial(_pruned, channels.Channel, select.layers),
     "bits": _in_bits,
     "rank": _of_rank,
 }

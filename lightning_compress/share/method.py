@@ -8,11 +8,11 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.utils import parametrize
 
-from lightning_compress.core import select, surgery
+from lightning_compress.core import select
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Method, Stage
+from lightning_compress.core.weight import Weight
 from lightning_compress.share import cluster
 from lightning_compress.share.codebook import Codebook
 
@@ -25,15 +25,15 @@ _CHANCE = 1e-3
 @final
 @dataclass(frozen=True)
 class _Tensor:
-    """A shared tensor: each layer's name that has it (several where tied), one of the layers, its codebook."""
+    """A shared tensor: its name, itself, its codebook."""
 
-    names: tuple[str, ...]
-    layer: nn.Module
+    name: str
+    weight: Weight
     book: Codebook
 
     def blocks(self) -> Tensor:
         """The weight under its masks as points to cluster, [n] or [n, length]."""
-        return surgery.below(self.layer, "weight", self.book).reshape(-1, *self.book.centroids.shape[1:])
+        return self.weight.below(self.book).reshape(-1, *self.book.centroids.shape[1:])
 
 
 @final
@@ -110,25 +110,20 @@ class Share(Method):
         return any(tensor.book.active for tensor in self._tensors)
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
-        """Put codebooks on the selected layers' weights, and their masks on top once more."""
-        layers = select.layers(model, owner="Share", select=self.select, exclude=self.exclude)
+        """Put codebooks on the selected weights, and their masks on top once more."""
+        weights = select.weights(model, owner="Share", select=self.select, exclude=self.exclude)
         for pattern in self.clusters:
-            if not any(re.search(pattern, name) for name in layers):
-                raise ValueError(f"Share: pattern {pattern!r} is in none of the layers' names: {', '.join(layers)}")
-        sizes = {name: self._size(name) for name in layers}
-        tied: dict[int, list[str]] = {}
-        for name, layer in layers.items():
-            tied.setdefault(id(surgery.latent(layer, "weight")), []).append(name)
+            if not any(re.search(pattern, name) for name in weights):
+                raise ValueError(f"Share: pattern {pattern!r} is in none of the layers' names: {', '.join(weights)}")
+        sizes = {name: self._size(name) for name in weights}
         everywhere: nn.Parameter | None = None
-        for names in tied.values():
-            layer = layers[names[0]]
-            self._check_room(names[0], layer, sizes[names[0]])
-            centroids = everywhere if everywhere is not None else self._centroids(layer, sizes[names[0]])
+        for name, weight in weights.items():
+            self._check_room(name, weight.latent, sizes[name])
+            centroids = everywhere if everywhere is not None else self._centroids(weight.latent, sizes[name])
             everywhere = centroids if self.scope == "global" else None
-            book = Codebook(tuple(surgery.latent(layer, "weight").shape), centroids)
-            for name in names:
-                self._put(name, layers[name], book)
-            self._tensors.append(_Tensor(tuple(names), layer, book))
+            book = Codebook(tuple(weight.latent.shape), centroids)
+            self._put(name, weight, book)
+            self._tensors.append(_Tensor(name, weight, book))
         return model
 
     def _size(self, name: str) -> int:
@@ -139,12 +134,11 @@ class Share(Method):
             f"Share: none of the patterns {', '.join(self.clusters)} is in {name!r}; add one, or exclude the layer"
         )
 
-    def _centroids(self, layer: nn.Module, clusters: int) -> nn.Parameter:
+    def _centroids(self, weight: Tensor, clusters: int) -> nn.Parameter:
         shape = (clusters,) if self.length == 1 else (clusters, self.length)
-        return nn.Parameter(torch.zeros(shape, device=surgery.latent(layer, "weight").device))
+        return nn.Parameter(torch.zeros(shape, device=weight.device))
 
-    def _check_room(self, name: str, layer: nn.Module, clusters: int) -> None:
-        weight = surgery.latent(layer, "weight")
+    def _check_room(self, name: str, weight: Tensor, clusters: int) -> None:
         columns = weight[0].numel()
         if columns % self.length:
             raise ValueError(
@@ -157,21 +151,20 @@ class Share(Method):
                 "weights or blocks; write fewer, or exclude the layer"
             )
 
-    def _put(self, name: str, layer: nn.Module, book: Codebook) -> None:
-        if surgery.codebook_on(layer, "weight"):
+    def _put(self, name: str, weight: Weight, book: Codebook) -> None:
+        if weight.has_codebook:
             raise ValueError(f"Share: the weight of {name!r} has a codebook already; let each select layers of its own")
-        masks = surgery.masks_on(layer, "weight")
-        weight = layer.weight.detach()  # type: ignore[operator]
-        pruned = weight.count_nonzero() < (1.0 - _CHANCE) * weight.numel()
+        masks, value = weight.masks, weight.value.detach()
+        pruned = value.count_nonzero() < (1.0 - _CHANCE) * value.numel()
         if self.length > 1 and (masks or pruned):
             raise ValueError(
                 f"Share: length={self.length} fills the zeros that pruning left in {name!r}; "
                 "write length=1, or exclude the layer from one of the two"
             )
         if pruned:
-            masks = [*masks, Mask.of(weight)]
+            masks = [*masks, Mask.of(value)]
         for step in (book, *masks):
-            parametrize.register_parametrization(layer, "weight", step)
+            weight.put(step)
 
     def prepare(self, model: nn.Module, batches: Iterable[Any]) -> None:
         """Share from the first step on, if `start` is 0; the data are not looked at."""
@@ -230,7 +223,7 @@ class Share(Method):
     def missing_effect(self, model: nn.Module, progress: float) -> str | None:
         """Codebooks that are off, or that give one value to all weights."""
         for tensor in self._tensors:
-            name = tensor.names[0]
+            name = tensor.name
             if not tensor.book.active:
                 return f"the codebook of {name} is off though progress is past start={self.start}"
             if bool((tensor.book.codes == tensor.book.codes[0, 0]).all()):

@@ -4,7 +4,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -79,6 +79,20 @@ def words() -> nn.Module:
     return nn.Sequential(
         nn.Flatten(1, 2), nn.Linear(8, 16), Layer("apart", 16, 4), nn.Flatten(), nn.Dropout(0.2), nn.Linear(128, 10)
     )
+
+
+class Recurrent(nn.Module):
+    """Takes the rows of a 1x8x8 input for time steps, read both ways by two layers of an LSTM."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(8, 12, num_layers=2, batch_first=True, bidirectional=True, dropout=0.2)
+        self.head = nn.Linear(24, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, [batch, 10]."""
+        outputs: Tensor = self.head(self.lstm(images.flatten(1, 2))[0].mean(1))
+        return outputs
 
 
 def residual() -> nn.Module:
@@ -429,7 +443,9 @@ def _combined(names: Sequence[str], net: Callable[[], nn.Module] = conv_net) -> 
 
 _NAMES = [names for size in range(len(_FAMILIES) + 1) for names in itertools.combinations(_FAMILIES, size)]
 SUBSETS = {"+".join(names) or "none": _combined(names) for names in _NAMES}
-CASES = ROWS | SUBSETS | {"mlp:prune+channel+share+quantize+distill": _combined(list(_FAMILIES), mlp)}
+_IN_PLACE = [names for names in _NAMES if "channel" not in names]
+RECURRENT = {f"lstm:{'+'.join(n) or 'none'}": replace(_combined(n, Recurrent), full_range=False) for n in _IN_PLACE}
+CASES = ROWS | SUBSETS | RECURRENT | {"mlp:prune+channel+share+quantize+distill": _combined(list(_FAMILIES), mlp)}
 ALL = "prune+channel+share+quantize+distill"
 
 
@@ -448,6 +464,8 @@ def each(names: Iterable[str]) -> pytest.MarkDecorator:
 
 def _is_mixture(name: str) -> bool:
     """Three families or four; pairs and all together show most of what can go wrong. Or another row of a kind."""
+    if name in RECURRENT:
+        return name != "lstm:prune+share+quantize+distill"
     return name == "share-lsq-distill-hints" or (name in SUBSETS and 3 <= name.count("+") + 1 < len(_FAMILIES))
 
 

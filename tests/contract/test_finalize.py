@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from lightning_compress.core import edits
+from lightning_compress.core import edits, select
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored
@@ -16,10 +16,11 @@ from tests.contract import cases
 
 
 def _weights(name: str) -> dict[str, Stored]:
-    """The stored weight of each layer that has one to compress."""
+    """All stored weights that there are to compress."""
     found = cases.finalized(name)
-    layers = [n for n, m in found.model.named_modules() if isinstance(m, WEIGHTED)]
-    return {layer: found.stored[f"{layer}.weight"] for layer in layers}
+    names = {id(parameter): key for key, parameter in found.model.named_parameters()}
+    weights = select.weights(found.model, owner="contract")
+    return {key: found.stored[names[id(weight.value)]] for key, weight in weights.items()}
 
 
 def _base(name: str) -> dict[str, int]:
@@ -173,8 +174,9 @@ def test_bits_are_what_was_asked_for(name: str) -> None:
             assert int(rows.max() - rows.min()) >= top, layer
     if case.choices:
         assert min(stored.bits for stored in _weights(name).values()) < case.weight_bits
+    reading = select.readers(select.weights(found.model, owner="contract").values())
     fixed = [m for n, m in found.model.named_modules() if n.endswith("input_quantizer")]
-    assert len(fixed) == (0 if case.activation_bits == 32 else len(_base(name)))
+    assert len(fixed) == (0 if case.activation_bits == 32 else len(reading))
     several = case.choices if "bayesian" in name else (case.activation_bits,)
     assert all(isinstance(m, FixedQuantizer) and m.bits in several for m in fixed)
     assert any(n.endswith("output_quantizer") for n, _ in found.model.named_modules()) == ("outputs" in name)

@@ -109,7 +109,42 @@ def test_counts_a_parametrized_layer() -> None:
     assert macs(net, torch.zeros(1, 4)) == {"0": 8}
 
 
-@pytest.mark.parametrize("layer", [nn.LSTM(4, 4), nn.GRUCell(4, 4), nn.MultiheadAttention(4, 1), nn.Bilinear(4, 4, 2)])
+@pytest.mark.parametrize(
+    ("layer", "inputs", "expected"),
+    [
+        (nn.LSTM(3, 5, batch_first=True), torch.zeros(2, 7, 3), 7 * 4 * 5 * (3 + 5)),
+        (nn.GRU(3, 5, batch_first=True), torch.zeros(2, 7, 3), 7 * 3 * 5 * (3 + 5)),
+        (nn.RNN(3, 5, batch_first=True, bias=False), torch.zeros(2, 7, 3), 7 * 5 * (3 + 5)),
+        (
+            nn.LSTM(3, 5, 2, batch_first=True, bidirectional=True),
+            torch.zeros(2, 7, 3),
+            7 * 2 * (4 * 5 * (3 + 5) + 4 * 5 * (10 + 5)),  # the second layer reads both directions of the first
+        ),
+        (nn.LSTM(3, 5, batch_first=True, proj_size=2), torch.zeros(2, 7, 3), 7 * (4 * 5 * (3 + 2) + 2 * 5)),
+        (nn.GRUCell(3, 5), torch.zeros(2, 3), 3 * 5 * (3 + 5)),
+        (nn.Embedding(9, 4), torch.zeros(2, 7, dtype=torch.int64), 0),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:LSTM with projections")
+def test_recurrent_layers_count_once_a_step(layer: nn.Module, inputs: Tensor, expected: int) -> None:
+    assert macs(nn.Sequential(layer), inputs) == {"0": expected}
+
+
+def test_packed_steps_alone_count() -> None:
+    class Packs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(3, 5, batch_first=True)
+
+        def forward(self, inputs: Tensor) -> Tensor:
+            packed = nn.utils.rnn.pack_padded_sequence(inputs, torch.tensor([4]), batch_first=True)
+            outputs: Tensor = self.rnn(packed)[1]
+            return outputs
+
+    assert macs(Packs(), torch.zeros(1, 7, 3)) == {"rnn": 4 * 3 * 5 * (3 + 5)}
+
+
+@pytest.mark.parametrize("layer", [nn.MultiheadAttention(4, 1), nn.Bilinear(4, 4, 2)])
 def test_refuses_layers_without_a_rule(layer: nn.Module) -> None:
     with pytest.raises(ValueError, match=f"no rule for the multiply-accumulates of '0', a {type(layer).__name__}"):
         macs(nn.Sequential(layer), torch.zeros(1, 4))

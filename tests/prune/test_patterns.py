@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from lightning_compress.core.mask import Mask
+from lightning_compress.core.weight import Weight
 from lightning_compress.prune import patterns
 from lightning_compress.prune.patterns import InPlace, masked_weight, side_by_side
 
@@ -14,7 +15,7 @@ def build() -> tuple[Any, InPlace]:
     net: Any = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Conv1d(1, 2, 3))
     with torch.no_grad():
         net[0].weight.copy_(torch.tensor([[1.0, -4.0], [3.0, 2.0]]))
-    return net, patterns.unstructured(net, None, {"0": net[0], "2": net[2]})
+    return net, patterns.unstructured(net, None, {"0": Weight.of(net[0]), "2": Weight.of(net[2])})
 
 
 def test_view_and_keep_by_hand() -> None:
@@ -24,7 +25,7 @@ def test_view_and_keep_by_hand() -> None:
     keep = {"0": torch.tensor([False, True, True, False]), "2": torch.ones(6, dtype=torch.bool)}
     pattern.apply(keep)
     assert net[0].weight.tolist() == [[0.0, -4.0], [3.0, 0.0]]
-    assert pattern.view(lambda layer: torch.ones_like(layer.weight))["0"].tolist() == [[1.0]] * 4  # type: ignore[arg-type]
+    assert pattern.view(lambda weight: torch.ones_like(weight.value))["0"].tolist() == [[1.0]] * 4
     assert {name: kept.tolist() for name, kept in pattern.keep().items()} == {n: k.tolist() for n, k in keep.items()}
 
 
@@ -43,14 +44,14 @@ def test_masked_weight_sees_all_masks_and_nothing_else() -> None:
     Mask.on(layer, "weight", (2, 1)).mask[1] = 0
     weight = layer.weight.detach().clone()
     nn.utils.parametrize.register_parametrization(layer, "weight", nn.Tanh())
-    assert torch.equal(masked_weight(layer), weight)
-    assert not masked_weight(layer).requires_grad
+    assert torch.equal(masked_weight(Weight.of(layer)), weight)
+    assert not masked_weight(Weight.of(layer)).requires_grad
 
 
 def test_blocks_by_hand() -> None:
     """A 3 x 5 matrix in blocks of 2 x 2: those of the last row and column are smaller."""
     layer = nn.Linear(5, 3)
-    pattern = patterns.block(layer, None, {"": layer}, rows=2, columns=2)
+    pattern = patterns.block(layer, None, {"": Weight.of(layer)}, rows=2, columns=2)
     matrix = torch.arange(1.0, 16.0).view(3, 5)
     assert pattern.view(lambda _: matrix)[""].tolist() == [
         [1.0, 2.0, 6.0, 7.0],
@@ -79,7 +80,7 @@ def test_blocks_by_hand() -> None:
 def test_what_is_kept_is_what_shows_in_the_weight(name: str, make: Any, build: Any) -> None:
     layer = build()
     weight = layer.weight.detach().clone()
-    pattern: InPlace = make(layer, None, {"": layer})
+    pattern: InPlace = make(layer, None, {"": Weight.of(layer)})
     view = pattern.view()[""].clone()
     assert view.count_nonzero() == weight.numel()  # each entry once, and nothing but zeros at the ends
     assert torch.equal(view[view != 0].sort().values, weight.flatten().sort().values)
@@ -93,7 +94,7 @@ def test_what_is_kept_is_what_shows_in_the_weight(name: str, make: Any, build: A
 
 def test_groups_run_along_the_inputs() -> None:
     layer: Any = nn.Conv2d(8, 2, 3)
-    pattern = patterns.in_groups(layer, None, {"": layer}, size=4)
+    pattern = patterns.in_groups(layer, None, {"": Weight.of(layer)}, size=4)
     keep = torch.zeros(2 * 9 * 8, dtype=torch.bool)
     keep[4:8] = True  # of the first output, at the first place, inputs 4 to 7
     pattern.apply({"": keep})
@@ -101,7 +102,7 @@ def test_groups_run_along_the_inputs() -> None:
 
 
 def test_inputs_that_do_not_divide_are_refused_by_name() -> None:
-    layers = {"a.0": nn.Conv2d(3, 8, 3), "b": nn.Linear(8, 4)}
+    layers = {"a.0": Weight.of(nn.Conv2d(3, 8, 3)), "b": Weight.of(nn.Linear(8, 4))}
     with pytest.raises(ValueError, match=r"of a\.0 there are 3; write exclude=\['\^a\\\\\.0\$'\]"):
         patterns.in_groups(nn.Identity(), None, layers, size=4)
 
