@@ -74,10 +74,10 @@ def at_ends(bits: int | None, chosen: Mapping[str, Weight], every: Mapping[str, 
     >>> at_ends(8, weights, weights)
     {'0.weight_ih_l0': 8, '0': 8, '1': 8}
     """
-    first, last = next(iter(every)), next(reversed(every))
-    ends = [name for name in dict.fromkeys((first, last)) if name in chosen]
+    names = list(every)
+    ends = [name for name in dict.fromkeys((names[0], names[-1])) if name in chosen]
     if bits and not ends:
-        raise ValueError(f"Quantize: ends={bits}, but select and exclude leave out {first} and {last}")
+        raise ValueError(f"Quantize: ends={bits}, but select and exclude leave out {names[0]} and {names[-1]}")
     named = [each for name in ends for each in (name, *select.readers([chosen[name]]))]
     return dict.fromkeys(named, bits) if bits else {}
 

@@ -25,7 +25,6 @@ class Quantize(Method):
     """Fake-quantizes weights and layer inputs in training, and deploys what training computed (arXiv 1712.05877).
 
     Of a recurrent layer that is each of its weights and what comes in from outside, not what it hands itself.
-
     Bits are a number, a schedule of progress, a mapping from patterns of layer names to these (the first that is found
     in the name counts), or None for float; those of weights may be left to a `Sensitivity`. `weights` and `activations`
     name the quantizers (a key of quantize/named.py or a dotted path), and the `_options` are their arguments. `ends`
