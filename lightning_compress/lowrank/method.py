@@ -1,12 +1,13 @@
 """`LowRank`: layers that become products of smaller ones."""
 
+import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, final
 
 from torch import nn
 
-from lightning_compress.core import edits, forms, reform, select
+from lightning_compress.core import edits, forms, recurrent, reform, select
 from lightning_compress.core.method import Compact, Edit, Method, Stage
 from lightning_compress.cost.layers import Prices
 from lightning_compress.cost.macs import macs as count_macs
@@ -28,7 +29,8 @@ class LowRank(Method):
     the squared singular values to keep, or a budget: `macs` or `params` of the whole model as a share of what they
     are, met by one energy for all layers.
 
-    A layer that would not have fewer weights and as few multiply-accumulates stays whole, and a log line names it.
+    A layer that would not have fewer weights and as few multiply-accumulates stays whole, and so does a recurrent one,
+    whose kernel takes whole weights; a log line names them.
     The layer's name then holds an `nn.Sequential`; other methods find `fc.0` and `fc.1`.
 
     Raises:
@@ -84,7 +86,11 @@ class LowRank(Method):
             model, owner="LowRank", select=self.select, exclude=self.exclude, kinds=(nn.Linear, nn.Conv2d)
         )
         wanted = self._forms(layers)
-        whole = reform.refusals(model, wanted)
+        whole = reform.refusals(model, wanted) | {
+            name: f"a {type(module).__name__} has no form of low rank, write it with nn.Linear layers for that"
+            for name, module in model.named_modules()
+            if isinstance(module, recurrent.KINDS) and re.search(self.select, name)
+        }
         wanted = {name: form for name, form in wanted.items() if name not in whole}
         prices = Prices(model, example, wanted)
         found = self._ranks(model, example, wanted, prices)

@@ -43,7 +43,7 @@ class Freeze(Method):
     trained, in the last but one of `stages` shares of them is frozen, weights, biases and learned steps alike, those
     first whose outputs the steps of training disturbed most: every `every` steps, the divergence between what a layer
     makes of its input with the weights before the step and after it is measured in eval mode, and added up. Batch norms
-    and the quantizers of inputs go on.
+    and the quantizers of inputs go on, and so do recurrent layers and embeddings.
 
     Raises:
         ValueError: a setting out of range, a `Quantize` before it, or nothing to freeze.

@@ -14,6 +14,7 @@ from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.weight import Weight
 from lightning_compress.export import onnx, packed, runtime
+from lightning_compress.lowrank.method import LowRank
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
@@ -169,6 +170,37 @@ def test_files_hold_the_same_model_for_any_length(tmp_path: Path) -> None:
     assert torch.equal(rebuilt(INPUTS), found.model(INPUTS))
     exported(found, INPUTS, tmp_path, torch.randn(2, 11, 5))
     assert b"LSTM" in (tmp_path / "model.onnx").read_bytes()
+
+
+def test_what_cannot_take_recurrent_layers_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    LowRank(rank=1).attach(Classifier(), INPUTS)
+    assert "rnn (a LSTM has no form of low rank, write it with nn.Linear layers for that)" in caplog.text
+    with pytest.raises(ValueError, match=r"adaround fits .* rnn\.weight_ih_l0 is another; write exclude="):
+        Quantize(8, 8, adaround=5).attach(Classifier(), INPUTS)
+    with pytest.raises(ValueError, match=r"none of the selected layers \(head\) has channels that may go"):
+        Prune(0.5, pattern="channel").attach(Classifier(), INPUTS)
+
+
+def test_bits_of_recurrent_weights_by_name() -> None:
+    net = Classifier()
+    Quantize({"weight_hh": 4, "": 6}, {"rnn": 8, "head": None}, ends=8).attach(net, INPUTS)
+    stacks = {name: weight.steps[0].bits for name, weight in select.weights(net, owner="test").items()}
+    assert stacks == {"rnn.weight_ih_l0": 8, "rnn.weight_hh_l0": 4, "head": 8}
+    assert hasattr(net.rnn, "input_quantizer")
+    assert not hasattr(net.head, "input_quantizer")
+
+
+@pytest.mark.parametrize("score", ["snip", "taylor"])
+def test_scores_from_data_reach_recurrent_and_tied_weights(score: str) -> None:
+    tokens = torch.randint(20, (4, 7), generator=torch.Generator().manual_seed(1))
+    method = Prune(0.5, score=score, loss=lambda outputs, targets: outputs.square().mean())
+    model = method.attach(Tied(), tokens)
+    method.prepare(model, [(tokens, tokens)])
+    evidence = method.evidence.gather(model, method._pattern, 0)  # type: ignore[arg-type]
+    assert evidence
+    for found in evidence.values():
+        assert found.keys() == {"embedding", "rnn.weight_ih_l0", "rnn.weight_hh_l0"}
+        assert all(bool(values.any()) for values in found.values())
 
 
 @pytest.mark.slow
