@@ -39,6 +39,7 @@ HOMES = {
     "torch_pruning": set(),  # tests and benchmarks hold our graph against it
     "constriction": {"coding/entropy.py"},
     "datasets": {"data/source.py"},
+    "tokenizers": {"data/vocabulary.py", "deploy/predict.py"},
     "torchmetrics": {"core/task.py"},
     "plotly": {"sweep/report.py", "sweep/curves.py", "compare/figures.py", "compare/page.py"},
     "matplotlib": {"sweep/report.py"},

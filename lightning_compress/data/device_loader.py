@@ -76,22 +76,24 @@ class DeviceLoader:
         # A generator, so that the epoch is read at the first batch: the trainer asks for an iterator before it
         # tells the sampler which epoch this is.
         inputs, labels = self._move()
-        scale, shift = self.normalize.affine(self._layout(inputs[:1]))
+        tokens = inputs.dtype == torch.int64
+        affine = None if tokens else self.normalize.affine(self._layout(inputs[:1]))
         number = 1 + self.sampler.epoch % self.views if self.views else -1 if self.augment else 0
         view = torch.full((self.sampler.batch_size,), number, device=self._device)
         inputs = self._viewed(inputs, number) if self.views else inputs
         anew = () if self.views else self.augment
         generator = torch.Generator()
         for draw in self.sampler.draws(self._device):
-            images = self._layout(inputs.index_select(0, draw.positions))
+            stored = inputs if draw.length is None else inputs[:, : draw.length]
+            images = self._layout(stored.index_select(0, draw.positions))
             if anew:
                 generator.manual_seed(draw.seed)
             for transform in anew:
                 images = transform(images, generator)
             self.sampler.done = draw.number + 1
-            # In place: `images` is this batch's own copy.
-            normalised = images.float().mul_(scale).add_(shift)
-            yield Batch(normalised, labels.index_select(0, draw.positions), draw.positions, view[: len(images)])
+            if affine is not None:  # in place: `images` is this batch's own copy
+                images = images.float().mul_(affine[0]).add_(affine[1])
+            yield Batch(images, labels.index_select(0, draw.positions), draw.positions, view[: len(images)])
 
     def _move(self) -> tuple[Tensor, Tensor]:
         if self._resident is None:

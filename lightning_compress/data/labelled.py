@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import final
 
 import pytorch_lightning as pl
@@ -175,7 +176,7 @@ class LabelledData(pl.LightningDataModule, ABC):
 
     @property
     def example(self) -> Tensor:
-        """Two normalised train samples, float32 on the CPU, without random transforms."""
+        """Two normalised train samples, float32 or token ids, on the CPU, without random transforms."""
         return self.normalize(self.train_part.fetch(torch.arange(min(2, self.num_train))))
 
     @property
@@ -202,6 +203,10 @@ class LabelledData(pl.LightningDataModule, ABC):
             "input_size": list(self.example.shape[1:]),
         }
 
+    def save(self, folder: Path) -> dict[str, str]:
+        """Writes what else turns raw samples into inputs, such as a tokenizer, into `folder`; files by their use."""
+        return {}
+
     def train_dataloader(self) -> Loader:
         """Shuffled, augmented batches of the train part."""
         return self._loader(self.train_part, train=True)
@@ -225,6 +230,7 @@ class LabelledData(pl.LightningDataModule, ABC):
             seed=batching.seed,
             drop_last=train and batching.drop_last,
             shard=_shard(),
+            lengths=part.lengths if isinstance(part, Samples) else None,
         )
         augment = batching.augment if train else ()
         device = self.trainer.strategy.root_device if self.trainer else torch.device("cpu")

@@ -17,6 +17,8 @@ Statistic = Literal["auto"] | float | Sequence[float]
 class Normalize:
     """Maps stored pixels to `(pixel * pixel_scale - mean) / std` per channel, float32.
 
+    Token ids, int64, are names and not amounts: they stay as they are.
+
     >>> normalize = Normalize((0.5,), (0.25,), 1 / 255)
     >>> [round(v, 4) for v in normalize(torch.tensor([0, 255]).byte().view(2, 1, 1, 1)).flatten().tolist()]
     [-2.0, 2.0]
@@ -27,7 +29,9 @@ class Normalize:
     pixel_scale: float
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Normalises `images` `[B, C, H, W]` of any dtype."""
+        """Normalises `images` `[B, C, H, W]` of any dtype, and leaves token ids alone."""
+        if images.dtype == torch.int64:
+            return images
         scale, shift = self.affine(images[:1])
         return images.float() * scale + shift
 
@@ -58,6 +62,8 @@ def normalization(part: Part, mean: Statistic, std: Statistic) -> Normalize:
     Normalize(mean=(0.5,), std=(2.0,), pixel_scale=1.0)
     """
     first = part.fetch(torch.tensor([0]))
+    if first.dtype == torch.int64:
+        return Normalize((), (), 1.0)
     pixel_scale = 1 / 255 if first.dtype == torch.uint8 else 1.0
     if mean == "auto" or std == "auto":
         measured_mean, measured_std = channel_statistics(part)

@@ -9,13 +9,20 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
+#: Batches whose samples are sorted by length together: enough for little padding, few enough to keep batches mixed.
+POOL = 50
+
 
 class Draw(NamedTuple):
-    """One batch to make: its number in the epoch, the seed of its random transforms, its sample positions."""
+    """One batch to make: its number in the epoch, the seed of its random transforms, its sample positions.
+
+    `length` is how much of padded samples the batch needs, None where samples are not padded.
+    """
 
     number: int
     seed: int
     positions: Tensor
+    length: int | None = None
 
 
 @final
@@ -33,6 +40,8 @@ class BatchOrder:
         seed: seed of permutations and transforms.
         drop_last: leave out the samples that do not fill a batch on every rank.
         shard: rank and number of ranks.
+        lengths: of every sample where they are padded, int64 `[count]`. Shuffled batches are then made of samples of
+            about the same length: those of `POOL` batches are sorted, and the batches come in random order.
 
     Raises:
         ValueError: if there are too few samples to give every rank each of its batches.
@@ -50,9 +59,11 @@ class BatchOrder:
         seed: int = 0,
         drop_last: bool = False,
         shard: tuple[int, int] = (0, 1),
+        lengths: Tensor | None = None,
     ) -> None:
         self.count, self.batch_size, self.shuffle, self.seed = count, batch_size, shuffle, seed
         self.rank, self.world_size = shard
+        self.lengths = lengths
         self.epoch = 0
         self.done = 0  # batches of this epoch handed out so far; kept by the loader, which may read ahead
         self._first = 0
@@ -87,10 +98,12 @@ class BatchOrder:
     def draws(self, device: torch.device | str = "cpu") -> Iterator[Draw]:
         """The batches of this epoch, positions on `device`; the epoch is read at the first `next`."""
         epoch, first, self._first = self.epoch, self._first, 0
-        shard = self._shard(epoch).to(device)
+        shard = self._shard(epoch)
+        placed = shard.to(device)
         for number in range(first, self._length):
-            positions = shard[self._start(number, len(shard)) : self._start(number + 1, len(shard))]
-            yield Draw(number, mix(self.seed, epoch, self.rank + 1, number), positions)
+            part = slice(self._start(number, len(shard)), self._start(number + 1, len(shard)))
+            length = None if self.lengths is None else _rounded(int(self.lengths[shard[part]].max()))
+            yield Draw(number, mix(self.seed, epoch, self.rank + 1, number), placed[part], length)
 
     def _start(self, number: int, available: int) -> int:
         # A shard one sample shorter than the others leaves that sample for its last batch.
@@ -101,7 +114,21 @@ class BatchOrder:
             return torch.arange(self.rank, self.count, self.world_size)
         # Drawn on the CPU: the order must not depend on the device.
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
-        return torch.randperm(self.count, generator=generator)[self.rank :: self.world_size]
+        shard = torch.randperm(self.count, generator=generator)[self.rank :: self.world_size]
+        return shard if self.lengths is None else self._bucketed(shard, self.lengths, generator)
+
+    def _bucketed(self, shard: Tensor, lengths: Tensor, generator: torch.Generator) -> Tensor:
+        """The shard with neighbours of about the same length; what fills no batch stays as it was drawn, at the end."""
+        batches = len(shard) // self.batch_size
+        whole, rest = shard[: batches * self.batch_size], shard[batches * self.batch_size :]
+        pools = [pool[lengths[pool].argsort(stable=True)] for pool in torch.split(whole, POOL * self.batch_size)]
+        rows = torch.cat([*pools, rest])[: len(whole)].view(batches, self.batch_size)
+        return torch.cat([rows[torch.randperm(batches, generator=generator)].flatten(), rest])
+
+
+def _rounded(length: int) -> int:
+    """Up to a multiple of 8: a compiled model sees few shapes."""
+    return -(-length // 8) * 8
 
 
 def mix(*numbers: int) -> int:

@@ -18,7 +18,7 @@ class Part(Protocol):
         """Name of every class."""
 
     def fetch(self, index: Tensor) -> Tensor:
-        """Inputs at the positions `index` (int64 `[B]`), uint8 or float32 `[B, C, H, W]`."""
+        """Inputs at the positions `index` (int64 `[B]`): uint8 or float32 `[B, C, H, W]`, token ids int64 `[B, T]`."""
 
     def subset(self, index: Tensor) -> Self:
         """The part that holds only the positions `index`, in that order."""
@@ -32,6 +32,8 @@ class Part(Protocol):
 class Samples:
     """Samples held in memory: `inputs` uint8 or float32 `[N, C, H, W]`, `labels` int64 `[N]`.
 
+    Texts are token ids: `inputs` int64 `[N, T]`, padded behind the `lengths` int64 `[N]`.
+
     >>> import torch
     >>> samples = Samples(torch.arange(3.0).view(3, 1, 1, 1), torch.tensor([0, 1, 0]), ["no", "yes"])
     >>> samples.subset(torch.tensor([2, 0])).fetch(torch.tensor([0])).item()
@@ -41,6 +43,7 @@ class Samples:
     inputs: Tensor
     labels: Tensor
     names: list[str]
+    lengths: Tensor | None = None
 
     def fetch(self, index: Tensor) -> Tensor:
         """Inputs at the positions `index` (int64 `[B]`)."""
@@ -48,7 +51,8 @@ class Samples:
 
     def subset(self, index: Tensor) -> "Samples":
         """A copy that holds only the positions `index`, in that order."""
-        return Samples(self.fetch(index), self.labels.index_select(0, index), self.names)
+        lengths = None if self.lengths is None else self.lengths.index_select(0, index)
+        return Samples(self.fetch(index), self.labels.index_select(0, index), self.names, lengths)
 
     def labelled(self, labels: Tensor) -> "Samples":
         """The same samples with other labels, int64 `[N]` or `[N, heads]`."""

@@ -151,6 +151,25 @@ def read_split(
         return Samples(file.get_tensor("inputs"), file.get_tensor("labels"), rows.names)
 
 
+def read_texts(
+    source: str, split: str, column: str, *, label: str | None = None, cache_dir: str | None = None
+) -> tuple[list[str], Tensor, list[str]]:
+    """Reads the texts of one split, their labels int64 `[N]` and the names of the classes.
+
+    Arguments and errors are those of `open_split`.
+    """
+    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    place = f"{source} ({split})"
+    labels, names = _labels(table, label or "label", place)
+    values = table.data.column(_present(table, column, "text_column", place))
+    if values.null_count or "string" not in str(values.type):
+        raise ValueError(
+            f"{place}: texts in {column!r} must be strings and none may be missing, got {values.type} with "
+            f"{values.null_count} of {len(values)} missing"
+        )
+    return values.to_pylist(), labels, names
+
+
 def _decode_all(rows: Rows, chunk: int = 1000) -> Samples:
     inputs = torch.cat([rows.fetch(index) for index in torch.split(torch.arange(len(rows.labels)), chunk)])
     return Samples(inputs, rows.labels, rows.names)

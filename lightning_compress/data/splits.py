@@ -40,6 +40,31 @@ def train_val_test(
     return train, val, test
 
 
+def held_out(
+    labels: Tensor, *, val_fraction: float, test_fraction: float | None, seed: int, limit: int | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Positions of the train, the validation and, with a `test_fraction`, the test part; `limit` samples to train on.
+
+    Raises:
+        ValueError: as above, or `limit` is not between 1 and the number of train samples.
+
+    >>> train, val, test = held_out(torch.arange(100) % 2, val_fraction=0.2, test_fraction=None, seed=0, limit=8)
+    >>> len(train), len(val), test
+    (8, 20, None)
+    """
+    test: Tensor | None = None
+    if test_fraction is None:
+        train, val = train_val(labels, val_fraction=val_fraction, seed=seed)
+    else:
+        train, val, test = train_val_test(labels, val_fraction=val_fraction, test_fraction=test_fraction, seed=seed)
+    if limit is not None:
+        if not 0 < limit <= len(train):
+            raise ValueError(f"limit must be between 1 and the {len(train)} train samples, got {limit}")
+        drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
+        train = train[drawn[:limit].sort().values]
+    return train, val, test
+
+
 def _partition(labels: Tensor, fractions: list[float], seed: int) -> list[Tensor]:
     """Positions of what remains, then of each held-out fraction."""
     if not (all(0 < fraction < 1 for fraction in fractions) and sum(fractions) < 1):

@@ -3,15 +3,13 @@
 from collections.abc import Mapping, Sequence
 from typing import final
 
-import torch
-
 from lightning_compress.data.augment import Augment
 from lightning_compress.data.decode import Decoder
 from lightning_compress.data.labelled import Batching, LabelledData
 from lightning_compress.data.normalize import Statistic
 from lightning_compress.data.samples import Part
 from lightning_compress.data.source import Columns, locate, open_split, read_split
-from lightning_compress.data.splits import train_val, train_val_test
+from lightning_compress.data.splits import held_out
 
 
 @final
@@ -110,21 +108,15 @@ class ImageData(LabelledData):
     def read_train_val(self) -> tuple[Part, Part]:
         """Reads the train split and holds out what validates (and tests, if there is no test split)."""
         everything = self._read("train")
-        if isinstance(self._test_from, str):
-            train, val = train_val(everything.labels, val_fraction=self._val_fraction, seed=self._split_seed)
-        else:
-            train, val, test = train_val_test(
-                everything.labels,
-                val_fraction=self._val_fraction,
-                test_fraction=self._test_from,
-                seed=self._split_seed,
-            )
+        train, val, test = held_out(
+            everything.labels,
+            val_fraction=self._val_fraction,
+            test_fraction=None if isinstance(self._test_from, str) else self._test_from,
+            seed=self._split_seed,
+            limit=self._limit,
+        )
+        if test is not None:
             self._carved_test = everything.subset(test)
-        if self._limit is not None:
-            if not 0 < self._limit <= len(train):
-                raise ValueError(f"limit must be between 1 and the {len(train)} train samples, got {self._limit}")
-            drawn = torch.randperm(len(train), generator=torch.Generator().manual_seed(self._split_seed))
-            train = train[drawn[: self._limit].sort().values]
         return everything.subset(train), everything.subset(val)
 
     def read_test(self) -> Part:

@@ -4,13 +4,12 @@ from collections.abc import Iterator, Sequence
 from typing import final
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lightning_compress.data.augment import Augment
 from lightning_compress.data.batch import Batch
 from lightning_compress.data.normalize import Normalize
-from lightning_compress.data.order import BatchOrder
+from lightning_compress.data.order import BatchOrder, Draw
 from lightning_compress.data.samples import Part
 
 
@@ -81,7 +80,7 @@ class _Draws:
     def __init__(self, order: BatchOrder) -> None:
         self._order = order
 
-    def __iter__(self) -> Iterator[tuple[int, int, Tensor]]:
+    def __iter__(self) -> Iterator[Draw]:
         return iter(self._order.draws())
 
     def __len__(self) -> int:
@@ -94,8 +93,8 @@ class _Batches(Dataset[tuple[int, Batch]]):
     def __init__(self, part: Part, normalize: Normalize, augment: tuple[Augment, ...]) -> None:
         self._part, self._normalize, self._augment = part, normalize, augment
 
-    def __getitem__(self, draw: tuple[int, int, Tensor]) -> tuple[int, Batch]:
-        number, seed, index = draw
+    def __getitem__(self, draw: Draw) -> tuple[int, Batch]:
+        number, seed, index, _ = draw
         images = self._part.fetch(index)
         generator = torch.Generator().manual_seed(seed)
         for transform in self._augment:

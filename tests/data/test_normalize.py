@@ -65,3 +65,9 @@ def test_constant_channel_is_refused() -> None:
     blank = Samples(torch.full((4, 1, 2, 2), 9, dtype=torch.uint8), torch.zeros(4).long(), ["only"])
     with pytest.raises(ValueError, match="a constant channel needs std="):
         normalization(blank, "auto", "auto")
+
+
+def test_token_ids_stay_as_they_are() -> None:
+    ids = torch.tensor([[3, 255, 0]])
+    normalize = normalization(Samples(ids, torch.tensor([0]), ["a"]), "auto", "auto")
+    assert normalize(ids) is ids

@@ -122,3 +122,38 @@ def test_global_random_state_stays() -> None:
     before = torch.random.get_rng_state()
     _epoch(BatchOrder(20, 4, shuffle=True))
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize(("count", "world"), [(1000, 1), (1003, 2), (30, 1), (3, 1)])
+def test_padded_samples_are_batched_by_length(count: int, world: int) -> None:
+    lengths = torch.randint(1, 60, (count,), generator=torch.Generator().manual_seed(0))
+    ranks = [BatchOrder(count, 4, shuffle=True, shard=(rank, world), lengths=lengths) for rank in range(world)]
+    draws = [list(order.draws()) for order in ranks]
+    assert sorted(i for own in draws for draw in own for i in draw.positions.tolist()) == list(range(count))
+    for draw in (draw for own in draws for draw in own):
+        longest = int(lengths[draw.positions].max())
+        assert draw.length is not None
+        assert draw.length % 8 == 0
+        assert longest <= draw.length < longest + 8
+    if count >= 1000:
+        spread = [int(lengths[draw.positions].max() - lengths[draw.positions].min()) for draw in draws[0][:-1]]
+        assert sum(spread) / len(spread) < 4, "neighbours are about as long"
+        longest_first = [draw.length or 0 for draw in draws[0]]
+        assert longest_first != sorted(longest_first), "but batches come in any order"
+
+
+def test_batches_by_length_differ_from_epoch_to_epoch_and_resume() -> None:
+    lengths = torch.arange(40) % 7 + 1
+    order = BatchOrder(40, 4, shuffle=True, lengths=lengths)
+    first = _epoch(order)
+    order.set_epoch(1)
+    second = _epoch(order)
+    assert first != second
+    again = BatchOrder(40, 4, shuffle=True, lengths=lengths)
+    again.load_state_dict({"epoch": 1, "done": 3})
+    assert _epoch(again) == second[3:]
+
+
+def test_in_stored_order_padded_samples_stay_where_they_are() -> None:
+    draws = list(BatchOrder(5, 2, lengths=torch.tensor([1, 9, 3, 3, 17])).draws())
+    assert [(draw.positions.tolist(), draw.length) for draw in draws] == [([0, 1], 16), ([2, 3], 8), ([4], 24)]

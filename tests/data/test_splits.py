@@ -3,7 +3,7 @@ import torch
 from sklearn.model_selection import StratifiedShuffleSplit
 from torch import Tensor
 
-from lightning_compress.data.splits import train_val, train_val_test
+from lightning_compress.data.splits import held_out, train_val, train_val_test
 
 
 def _labels() -> Tensor:
@@ -83,3 +83,18 @@ def test_fractions_that_leave_nothing_are_refused() -> None:
 def test_class_too_small_is_named() -> None:
     with pytest.raises(ValueError, match="class 1 has 1 samples, too few for 2 parts"):
         train_val(torch.tensor([0, 0, 0, 1]), val_fraction=0.25, seed=0)
+
+
+def test_one_call_holds_out_what_is_asked_for() -> None:
+    labels = _labels()
+    train, val, test = held_out(labels, val_fraction=0.2, test_fraction=None, seed=3)
+    assert test is None
+    assert [x.tolist() for x in (train, val)] == [x.tolist() for x in train_val(labels, val_fraction=0.2, seed=3)]
+    parts = held_out(labels, val_fraction=0.2, test_fraction=0.1, seed=3, limit=5)
+    whole = train_val_test(labels, val_fraction=0.2, test_fraction=0.1, seed=3)
+    assert len(parts[0]) == 5
+    assert set(parts[0].tolist()) < set(whole[0].tolist())
+    assert parts[2] is not None
+    assert torch.equal(parts[2], whole[2])
+    with pytest.raises(ValueError, match="limit must be between 1 and the"):
+        held_out(labels, val_fraction=0.2, test_fraction=None, seed=3, limit=0)

@@ -19,6 +19,7 @@ SWEEPS = sorted((ROOT / "sweeps").rglob("*.yaml"))
 #: What an option leaves to the user.
 NEEDED = {
     "images": ["data.source=x"],
+    "texts": ["data.source=x"],
     "layers": ["methods.tie.groups=[x]"],
     "classifiers": ["methods.own_teacher.taps=[x]"],
     "features": ["methods.adversarial.layer=x"],
@@ -30,7 +31,8 @@ NEEDED = {
 def _binds(config: dict[str, Any]) -> int:
     """Every `_target_` can be called with the arguments that are written, and the missing ones have a source."""
     count = 0
-    offered = {"seed": 0, "num_classes": 2, "in_channels": 1, "image_size": 8, "teacher": nn.Identity()}
+    facts = {"num_classes": 2, "in_channels": 1, "image_size": 8, "vocab_size": 300}
+    offered = {"seed": 0, **facts, "teacher": nn.Identity()}
     for _, node in nodes(config):
         known = signature(node)
         given = {key: value for key, value in node.items() if not key.startswith("_")}
