@@ -33,6 +33,10 @@ IMAGES = {
 SHALLOW = {"vgg16": 11, "preact_resnet20": 8, "wrn_16_2": 10}
 #: Those that take seconds to compile and have no shallow form.
 LONG = {"resnet18", "mobilenet_v1"}
+# Takes token ids, and pads them with 0.
+TEXTS = {"text_transformer", "text_lstm", "text_gru"}
+MODELS = [*IMAGES, *sorted(TEXTS)]
+RECURRENT = {"text_lstm", "text_gru"}
 EXTERNAL = {"timm", "huggingface"}
 REPEATED = {
     *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
@@ -50,17 +54,21 @@ def settings(name: str) -> Mapping[str, object]:
 
 
 def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
-    channels, size = IMAGES[name]
-    config = {**settings(name), "num_classes": 7, "in_channels": channels, "image_size": size, **extra}
+    channels, size = IMAGES.get(name, (1, 9))
+    facts = {"in_channels": channels, "image_size": size, "vocab_size": 60, "padding_id": 0, "max_length": 12}
+    config = {**settings(name), "num_classes": 7, **facts, "dropout": 0.0, **extra}
     target = get_object(str(config.pop("_target_")))
     model = target(**{key: value for key, value in config.items() if key in inspect.signature(target).parameters})
     assert isinstance(model, nn.Module)
     torch.manual_seed(0)
+    if name in TEXTS:
+        tokens = torch.randint(1, 50, (2, size))
+        return model, tokens * (torch.arange(size) < torch.tensor([[size], [4]]))
     return model, torch.randn(2, channels, size, size)
 
 
 def test_every_file_is_in_the_table() -> None:
-    assert {path.stem for path in FILES} == IMAGES.keys() | EXTERNAL | REPEATED | COMPOSED
+    assert {path.stem for path in FILES} == set(MODELS) | EXTERNAL | REPEATED | COMPOSED
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -68,29 +76,38 @@ def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -
     config = dict(settings(path.stem))
     signature = inspect.signature(get_object(str(config.pop("_target_"))))
     assert "num_classes" in signature.parameters
-    assert not config.keys() & {"num_classes", "in_channels", "image_size"}
+    assert not config.keys() & {"num_classes", "in_channels", "image_size", "vocab_size", "padding_id", "max_length"}
     assert config.keys() <= signature.parameters.keys()
 
 
 @pytest.mark.parametrize("width", [0.25, 0.6, 1.0, 2.0])
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", MODELS)
 def test_gives_logits_at_every_width(name: str, width: float) -> None:
     with torch.device("meta"):
         model, inputs = build(name, width=width)
     assert model(inputs).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", IMAGES)
-def test_exports_with_a_free_batch_size(name: str) -> None:
+@pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")  # of torch's recurrent layers
+@pytest.mark.parametrize("name", MODELS)
+def test_exports_with_a_free_batch_size_and_length(name: str) -> None:
     model, inputs = build(name, width=0.25)
     model.eval()
-    program = torch.export.export(model, (inputs,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    free = {0: torch.export.Dim("batch")} | ({1: torch.export.Dim("length")} if name in TEXTS else {})
+    program = torch.export.export(model, (inputs,), dynamic_shapes=(free,))
     other = torch.cat([inputs, inputs + 1])
+    other = other[:, :6] if name in TEXTS else other
     torch.testing.assert_close(program.module()(other), model(other))
 
 
+# torch.compile leaves recurrent layers out.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in IMAGES]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
+        for name in MODELS
+        if name not in RECURRENT
+    ],
 )
 def test_compiles_without_a_graph_break(name: str) -> None:
     model, inputs = build(name, width=0.25, **({"depth": SHALLOW[name]} if name in SHALLOW else {}))
@@ -106,8 +123,18 @@ def test_compiles_without_a_graph_break(name: str) -> None:
         torch.testing.assert_close(mine.grad, theirs.grad, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", MODELS)
 def test_every_parameter_learns(name: str) -> None:
     model, inputs = build(name, width=0.25)
     model(inputs).square().sum().backward()
     assert all(p.grad is not None for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", sorted(TEXTS))
+def test_what_is_behind_a_text_changes_nothing(name: str) -> None:
+    model, inputs = build(name)
+    model.eval()
+    outputs = model(inputs)
+    torch.testing.assert_close(model(nn.functional.pad(inputs, (0, 3))), outputs)
+    torch.testing.assert_close(model(inputs[1:, :4]), outputs[1:])
+    assert not torch.allclose(model(inputs[1:, :3]), outputs[1:], atol=1e-4), "but the text does"
