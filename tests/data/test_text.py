@@ -1,9 +1,13 @@
 from pathlib import Path
+from typing import Any
 
 import datasets
 import pytest
 import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
 
+import lightning_compress
 from lightning_compress.data.text import TextData
 from lightning_compress.data.vocabulary import loaded
 
@@ -76,6 +80,13 @@ def test_a_test_part_can_be_held_out(folder: Path) -> None:
     data = _data(folder, test=0.2)
     parts = data.train_part, data.val_part, data.test_part
     assert [len(part.labels) for part in parts] == [42, 6, 12]
+
+
+@pytest.mark.parametrize("name", ["sst2", "texts"])
+def test_the_configs_build(folder: Path, name: str) -> None:
+    config: Any = OmegaConf.load(Path(lightning_compress.__file__).parent / "conf" / "data" / f"{name}.yaml")
+    data = instantiate(config, source=str(folder), root=None, text_column="text", test="test")
+    assert data.example.shape == (2, 64)
 
 
 def test_wrong_columns_are_named(folder: Path) -> None:

@@ -133,7 +133,8 @@ def test_root_replaces_the_hub_by_a_folder(parquet_folder: Path) -> None:
     assert data.num_classes == 2
 
 
-CONF = sorted((Path(lightning_compress.__file__).parent / "conf" / "data").glob("*.yaml"))
+FILES = (Path(lightning_compress.__file__).parent / "conf" / "data").glob("*.yaml")
+CONF = sorted(path for path in FILES if path.stem == "digits" or "vision.ImageData" in path.read_text())
 
 
 @pytest.mark.parametrize("path", CONF, ids=lambda path: path.stem)
