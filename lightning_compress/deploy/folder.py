@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.files import sha256, write_json, write_text
 from lightning_compress.data.labelled import LabelledData
+from lightning_compress.data.text import TOKENIZER
 from lightning_compress.export import runtime, verify
 from lightning_compress.run import build, measure
 from lightning_compress.run.api import load
@@ -23,6 +24,7 @@ from lightning_compress.run.result import Result
 CHECKSUMS, SAMPLES, PREPROCESSING, LABELS = "checksums.sha256", "samples.npz", "preprocessing.json", "labels.json"
 SCRIPTS = ("predict.py", "measure.py")
 _SAMPLES = 32
+_TOKENS = "input = token ids of tokenizer.json, padded behind; any length up to input_shape"
 _README = """\
 {title}: {numbers}.
 On the device: pip install numpy onnxruntime, then `python predict.py --check` compares with PyTorch on real samples.
@@ -55,7 +57,8 @@ def write(run: Path, dense: Path, to: Path, about: About) -> dict[str, float]:
         ExportMismatchError: the gap is too large.
     """
     result = Result.load(run)
-    named = (("onnx", measure.ONNX), ("packed", measure.PACKED))
+    named = [("onnx", measure.ONNX), ("packed", measure.PACKED)]
+    named += [("tokenizer", TOKENIZER)] if "tokenizer" in result.files else []
     sources = {name: run / result.files.get(key, name) for key, name in named} | {measure.DENSE: dense}
     for path in sources.values():
         if not path.is_file():
@@ -123,18 +126,21 @@ def _pixels(data: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pixels, targets, *_ = next(iter(data.val_dataloader()))
         pixels, targets = pixels[:_SAMPLES].cpu().contiguous(), targets[:_SAMPLES].cpu()
         known = {"mean": [0.0], "std": [1.0], "pixel_scale": 1.0}
+    tokens = pixels.dtype == torch.int64
     return pixels, targets, {
         **known,
-        "formula": "input = (pixel * pixel_scale - mean) / std, mean and std by channel",
+        "formula": _TOKENS if tokens else "input = (pixel * pixel_scale - mean) / std, mean and std by channel",
         "input_shape": list(pixels.shape[1:]),
         "layout": "NCHW" if pixels.dim() == 4 else "batch first",
         "pixel_dtype": str(pixels.dtype).removeprefix("torch."),
-        "input_dtype": "float32",
+        "input_dtype": "int64" if tokens else "float32",
     }  # fmt: skip
 
 
 def _inputs(pixels: Tensor, facts: Mapping[str, Any]) -> Tensor:
     """What the model takes, as predict.py makes it."""
+    if pixels.dtype == torch.int64:
+        return pixels
     shape = [-1] + [1] * (pixels.dim() - 2)
     mean, std = (torch.tensor(facts[name], dtype=torch.float64).view(shape) for name in ("mean", "std"))
     inputs: Tensor = pixels.float() * (facts["pixel_scale"] / std).float() + (-mean / std).float()

@@ -1,6 +1,7 @@
 """Classify arrays of pixels with model.onnx; needs numpy and onnxruntime.
 
 python predict.py pixels.npy         label and share of each picture, [number, channels, height, width] as stored
+python predict.py texts.txt          the same of each line, where there is a tokenizer.json; needs tokenizers too
 python predict.py --check            outputs on samples.npz beside those that PyTorch gave
 Add --float-kernels where measure.py found them faster.
 """
@@ -31,16 +32,31 @@ def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float activations stay float
     if kernels == "float":
         options.add_session_config_entry("session.disable_quant_qdq", "1")
-    if list(pixels.shape[1:]) != facts["input_shape"]:
+    tokens = facts["input_dtype"] == "int64"
+    if list(pixels.shape[1:]) != facts["input_shape"] and not (tokens and pixels.ndim == 2):
         raise ValueError(f"expected pixels of shape [number, *{facts['input_shape']}], got {list(pixels.shape)}")
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(
         str(whole("model.onnx")), options, ["CPUExecutionProvider"], disabled_optimizers=["WeightBiasQuantization"]
     )
+    if tokens:
+        found: np.ndarray = session.run(None, {session.get_inputs()[0].name: pixels.astype(np.int64)})[0]
+        return found
     mean, std = (np.array(facts[name]).reshape([-1] + [1] * (pixels.ndim - 2)) for name in ("mean", "std"))
     scale, shift = (facts["pixel_scale"] / std).astype(np.float32), (-mean / std).astype(np.float32)
     scores: np.ndarray = session.run(None, {session.get_inputs()[0].name: pixels.astype(np.float32) * scale + shift})[0]
     return scores
+
+
+def read(path: str) -> np.ndarray:
+    """An array of pixels or tokens, or the tokens of the lines of a text."""
+    if path.endswith(".npy"):
+        pixels: np.ndarray = np.load(path)
+        return pixels
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(whole("tokenizer.json")))  # which pads and cuts as in training
+    return np.array([line.ids for line in tokenizer.encode_batch(Path(path).read_text("utf-8").splitlines())])
 
 
 def check(kernels: str) -> str:
@@ -63,7 +79,7 @@ def main() -> None:
         print(check(kernels))
     elif len(files) == 1:
         labels = json.loads((HERE / "labels.json").read_text())
-        for row in predict(np.load(files[0]), kernels):
+        for row in predict(read(files[0]), kernels):
             print(labels[int(row.argmax())], f"{1 / np.exp(row - row.max()).sum():.3f}")
     else:
         raise ValueError("expected one .npy file of pixels, or --check")

@@ -25,6 +25,8 @@ from lightning_compress.export.sealed import sealed
 
 #: Known to every onnxruntime that we support; on 1.31 later ones fuse no more into int8 kernels.
 OPSET = 21
+#: What the free length of texts is called in a file.
+LENGTH = "length"
 
 
 def _emit_dequantize(codes: Any, scale: Any, zero: Any, axis: int, block: int) -> Any:
@@ -231,8 +233,9 @@ def export(
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
-    `example` is one batch of float32 inputs; input and output are called "input" and "output", several outputs by
-    their names, the free dimension "batch", and with `dynamic_length`, for sequences, the one after it "length".
+    `example` is one batch of inputs, float32 or token ids; input and output are called "input" and "output", several
+    outputs by their names, the free dimension "batch". That of token ids, or with `dynamic_length` of any sequence,
+    "length", is free too, and the file's metadata say under that name what it was here.
 
     Raises:
         ValueError: an activation has more than 8 bits.
@@ -244,13 +247,14 @@ def export(
     'model.onnx'
     """
     deployed, outputs = integer.deployed(compact), compact.model(example)
-    shapes = None
+    free: dict[int, Any] = {}
+    dynamic_length = dynamic_length or (dynamic_batch and example.dtype == torch.int64)
     if dynamic_batch:
         # Tracing takes a batch of one for a constant.
         example = torch.cat([example[:1], example[:1]])
-        shapes = ({0: torch.export.Dim("batch")},)
+        free[0] = torch.export.Dim("batch")
     if dynamic_length:
-        shapes = ((shapes[0] if shapes else {}) | {1: torch.export.Dim("length")},)
+        free[1] = torch.export.Dim(LENGTH)
     with _quiet():
         program = torch.onnx.export(
             deployed,
@@ -258,7 +262,7 @@ def export(
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=shapes,
+            dynamic_shapes=(free,) if free else None,
             input_names=["input"],
             output_names=list(outputs) if isinstance(outputs, Mapping) else ["output"],
             custom_translation_table={
@@ -276,6 +280,8 @@ def export(
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
+    if dynamic_length:
+        program.model.metadata_props[LENGTH] = str(example.shape[1])
     program.save(str(path))
     path = Path(path)
     path.write_bytes(sealed(path.read_bytes()))

@@ -122,17 +122,23 @@ def _name(model: Path | str | bytes) -> str:
     return "these bytes" if isinstance(model, bytes) else str(model)
 
 
-def input_shape(model: Path | str | bytes) -> tuple[int, ...]:
-    """Shape of one sample of a model's first input: without the batch, which comes first.
+def stand_in(model: Path | str | bytes, batch_size: int) -> NDArray[Any]:
+    """What to time a model on where there is no data: a batch of random numbers, or of the token 1 as often as fits.
+
+    The length of texts is the one that the model was exported with.
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: the model cannot be loaded, or a dimension other than the batch is free.
+        ValueError: the model cannot be loaded, or a dimension other than the batch and that length is free.
     """
-    shape = _open(model, 1, "integer").get_inputs()[0].shape
-    if any(not isinstance(size, int) for size in shape[1:]):
-        raise ValueError(f"expected an input whose only free dimension is the batch, got {shape}")
-    return tuple(shape[1:])
+    opened = _open(model, 1, "integer")
+    wanted, known = opened.get_inputs()[0], opened.get_modelmeta().custom_metadata_map
+    sizes: list[Any] = [int(known[size]) if size in known else size for size in wanted.shape[1:]]
+    if any(not isinstance(size, int) for size in sizes):
+        raise ValueError(f"expected an input whose only free dimension is the batch, got {wanted.shape}")
+    if wanted.type == "tensor(int64)":
+        return np.ones((batch_size, *sizes), np.int64)
+    return np.random.default_rng(0).standard_normal((batch_size, *sizes), np.float32)
 
 
 def device_name() -> str:

@@ -154,19 +154,21 @@ def export(file: Path, to: Path, allow: Sequence[str] = ()) -> Path:
     Raises:
         ValueError: the file is damaged, or was written from an object.
     """
-    compact, shape = unpack(file, allow)
-    return onnx.export(compact, torch.zeros(2, *shape), to)
+    compact, example = unpack(file, allow)
+    return onnx.export(compact, example, to)
 
 
-def unpack(file: Path, allow: Sequence[str] = ()) -> tuple[Compact, list[int]]:
-    """The finalized model in a packed file that says which network it is of, and the shape of one input.
+def unpack(file: Path, allow: Sequence[str] = ()) -> tuple[Compact, Tensor]:
+    """The finalized model in a packed file that says which network it is of, and two inputs of the right shape, ones.
 
     Raises:
         ValueError: the file is damaged, or was written from an object.
     """
     unpacked = packed.read(file)
     model = packed.rebuild(unpacked, _base(unpacked, file, allow))
-    return Compact(model, unpacked.tensors, unpacked.edits), (unpacked.architecture or {})["input_shape"]
+    about = unpacked.architecture or {}
+    dtype = {"int64": torch.int64, "float32": torch.float32}[about.get("input_dtype", "float32")]
+    return Compact(model, unpacked.tensors, unpacked.edits), torch.ones(2, *about["input_shape"], dtype=dtype)
 
 
 def _base(unpacked: packed.Packed, file: str | Path, allow: Sequence[str]) -> nn.Module:

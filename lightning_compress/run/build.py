@@ -24,9 +24,16 @@ def data(config: Config) -> Any:
 
 
 def facts(module: Any) -> dict[str, Any]:
-    """What a model must know of the data: `num_classes` (by head if it has heads), `in_channels` and `image_size`."""
-    shape = module.example.shape
-    return {"num_classes": module.num_classes, "in_channels": shape[1], "image_size": shape[-1]}
+    """What a model must know of the data: `num_classes` (by head if it has heads), `in_channels` and `image_size`.
+
+    Of token ids, int64, it is `vocab_size`, `padding_id` and `max_length` beside `num_classes`.
+    """
+    example = module.example
+    if example.dtype == torch.int64:
+        own = {"vocab_size": module.vocab_size, "padding_id": module.padding_id, "max_length": example.shape[1]}
+    else:
+        own = {"in_channels": example.shape[1], "image_size": example.shape[-1]}
+    return {"num_classes": module.num_classes, **own}
 
 
 def architecture(node: Config, module: Any, allow: Sequence[str] = ()) -> Config:

@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import torch
-
 from lightning_compress.export import chooser, onnx, runtime
 from lightning_compress.run import api
 
@@ -31,13 +29,12 @@ def compare(
     found = chooser.here(runtimes)
     with TemporaryDirectory() as folder:
         models = {str(path): _deployable(path, Path(folder) / f"{n}.onnx", allow) for n, path in enumerate(files)}
-        shape = runtime.input_shape(next(iter(models.values())).onnx)
-        inputs = torch.randn(batch_size, *shape, generator=torch.Generator().manual_seed(0))
-        return chooser.race(models, found, inputs.numpy(), threads=threads, rounds=rounds)
+        inputs = runtime.stand_in(next(iter(models.values())).onnx, batch_size)
+        return chooser.race(models, found, inputs, threads=threads, rounds=rounds)
 
 
 def _deployable(file: Path, to: Path, allow: Sequence[str]) -> chooser.Deployable:
     if file.suffix != ".lcz":
         return chooser.Deployable(file)
-    compact, shape = api.unpack(file, allow)
-    return chooser.Deployable(onnx.export(compact, torch.zeros(2, *shape), to), compact)
+    compact, example = api.unpack(file, allow)
+    return chooser.Deployable(onnx.export(compact, example, to), compact)

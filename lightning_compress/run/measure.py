@@ -81,7 +81,7 @@ def write_packed(
     Raises:
         ValueError: it does not.
     """
-    packed.write(compact, path, architecture={"model": architecture, "input_shape": list(inputs.shape[1:])})
+    packed.write(compact, path, architecture=_about(architecture, inputs))
     written = packed.read(path)
     again = packed.rebuild(written, base)
     with torch.no_grad():
@@ -89,6 +89,12 @@ def write_packed(
         if not all(torch.equal(ours, own) for ours, own in pairs):
             raise ValueError(f"{path} does not give back the model's outputs bit for bit")
     return written
+
+
+def _about(architecture: dict[str, Any] | None, inputs: Tensor) -> dict[str, Any]:
+    """What a packed file says of its network and of what that takes: float32 unless it says otherwise."""
+    dtype = {} if inputs.is_floating_point() else {"input_dtype": str(inputs.dtype).removeprefix("torch.")}
+    return {"model": architecture, "input_shape": list(inputs.shape[1:]), **dtype}
 
 
 def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]:
@@ -137,7 +143,7 @@ def count(compact: Compact, base: nn.Module, example: Tensor, architecture: dict
     """Counts and bytes as `costs` gives them, of a model whose packed file nobody wants."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / PACKED
-        packed.write(compact, path, architecture={"model": architecture, "input_shape": list(example.shape[1:])})
+        packed.write(compact, path, architecture=_about(architecture, example))
         return costs(compact, base, example[:1], packed.read(path))[0]
 
 

@@ -58,7 +58,7 @@ def _files(result: Result, folder: Path, reference: Path | None) -> tuple[Path, 
 
 def _timed(dense: Path, model: Path, options: dict[str, Any]) -> dict[str, Any]:
     timing = measure.Timing(**{name: options[name] for name in ("batch_size", "threads", "rounds", "runtimes")})
-    inputs = torch.randn(timing.batch_size, *runtime.input_shape(model))
+    inputs = torch.from_numpy(runtime.stand_in(model, timing.batch_size))
     return measure.time_beside(dense, model, inputs, timing)
 
 

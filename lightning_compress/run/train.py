@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.macs import macs
+from lightning_compress.data.labelled import LabelledData
 from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.export import pieces
 from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
@@ -165,6 +166,8 @@ def _finish(fitted: _Fitted) -> Result:
     files, checks, cost, layers = measure.measure(
         compact, setting.make, sample(data), setting.folder, architecture=setting.node, timing=timing
     )
+    if isinstance(data, LabelledData):
+        files |= data.save(setting.folder)
     splits = {"val": data.val_dataloader()} | ({"test": data.test_dataloader()} if config["evaluate_test"] else {})
     metrics: dict[str, float] = {}
     for split, batches in splits.items():
