@@ -105,11 +105,7 @@ def test_exports_with_a_free_batch_size_and_length(name: str) -> None:
 # torch.compile leaves recurrent layers out.
 @pytest.mark.parametrize(
     "name",
-    [
-        pytest.param(name, marks=[pytest.mark.slow] if name in LONG else [])
-        for name in MODELS
-        if name not in RECURRENT
-    ],
+    [pytest.param(name, marks=[pytest.mark.slow] if name in LONG else []) for name in MODELS if name not in RECURRENT],
 )
 def test_compiles_without_a_graph_break(name: str) -> None:
     model, inputs = build(name, width=0.25, **({"depth": SHALLOW[name]} if name in SHALLOW else {}))
