@@ -43,6 +43,7 @@ HOMES = {
     "torchmetrics": {"core/task.py"},
     "plotly": {"sweep/report.py", "sweep/curves.py", "compare/figures.py", "compare/page.py"},
     "matplotlib": {"sweep/report.py"},
+    "soundfile": {"data/clip.py"},
     "timm": {"models/load.py"},
     "transformers": {"models/load.py"},
 }

@@ -2,13 +2,23 @@
 
 import io
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, ClassVar, Protocol, final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 _MODES = {1: "L", 3: "RGB"}
+
+
+class Cells(Protocol):
+    """Makes every cell of a column an array, all of one shape; `kind` and `argument` name the column in messages."""
+
+    kind: ClassVar[str]
+    argument: ClassVar[str]
+
+    def __call__(self, cell: Any) -> NDArray[Any]:
+        """Decodes one cell."""
 
 
 @final
@@ -26,6 +36,9 @@ class Decoder:
     >>> Decoder()([[0, 1], [2, 255]]).shape
     (1, 2, 2)
     """
+
+    kind: ClassVar[str] = "picture"
+    argument: ClassVar[str] = "image_column"
 
     size: tuple[int, ...] | None = None
     channels: int | None = None

@@ -77,12 +77,11 @@ class DeviceLoader:
         # tells the sampler which epoch this is.
         inputs, labels = self._move()
         tokens = inputs.dtype == torch.int64
-        affine = None if tokens else self.normalize.affine(self._layout(inputs[:1]))
         number = 1 + self.sampler.epoch % self.views if self.views else -1 if self.augment else 0
         view = torch.full((self.sampler.batch_size,), number, device=self._device)
         inputs = self._viewed(inputs, number) if self.views else inputs
         anew = () if self.views else self.augment
-        generator = torch.Generator()
+        generator, affine = torch.Generator(), None
         for draw in self.sampler.draws(self._device):
             stored = inputs if draw.length is None else inputs[:, : draw.length]
             images = self._layout(stored.index_select(0, draw.positions))
@@ -91,8 +90,10 @@ class DeviceLoader:
             for transform in anew:
                 images = transform(images, generator)
             self.sampler.done = draw.number + 1
-            if affine is not None:  # in place: `images` is this batch's own copy
-                images = images.float().mul_(affine[0]).add_(affine[1])
+            if not tokens:
+                affine = affine or self.normalize.affine(images[:1])
+                scale, shift = affine
+                images = images.float().mul_(scale).add_(shift)  # in place: `images` is this batch's own copy
             yield Batch(images, labels.index_select(0, draw.positions), draw.positions, view[: len(images)])
 
     def _move(self) -> tuple[Tensor, Tensor]:

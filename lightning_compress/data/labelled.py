@@ -114,6 +114,11 @@ class LabelledData(pl.LightningDataModule, ABC):
         return self._parts[0]
 
     @property
+    def plain_part(self) -> Part:
+        """The samples to train on without random transforms, in the form that is normalised."""
+        return self.train_part
+
+    @property
     def val_part(self) -> Part:
         """Samples to select on."""
         self.setup()
@@ -136,7 +141,7 @@ class LabelledData(pl.LightningDataModule, ABC):
     def normalize(self) -> Normalize:
         """How stored pixels become inputs."""
         if self._normalize is None:
-            self._normalize = normalization(self.train_part, self._batching.mean, self._batching.std)
+            self._normalize = normalization(self.plain_part, self._batching.mean, self._batching.std)
         return self._normalize
 
     @property
@@ -177,7 +182,7 @@ class LabelledData(pl.LightningDataModule, ABC):
     @property
     def example(self) -> Tensor:
         """Two normalised train samples, float32 or token ids, on the CPU, without random transforms."""
-        return self.normalize(self.train_part.fetch(torch.arange(min(2, self.num_train))))
+        return self.normalize(self.plain_part.fetch(torch.arange(min(2, self.num_train))))
 
     @property
     def views(self) -> int | None:
@@ -187,8 +192,8 @@ class LabelledData(pl.LightningDataModule, ABC):
     def block(self, number: int, view: int) -> Tensor:
         """Train samples number * BLOCK and following, normalised, in `view`; 0 is without random transforms."""
         first = number * BLOCK
-        images = self.train_part.fetch(torch.arange(first, min(first + BLOCK, self.num_train)))
-        batching = self._batching
+        batching, part = self._batching, self.train_part if view else self.plain_part
+        images = part.fetch(torch.arange(first, min(first + BLOCK, self.num_train)))
         shown = block(images, batching.augment, seed=batching.seed, view=view, number=number) if view else images
         return self.normalize(shown)
 

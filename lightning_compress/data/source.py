@@ -1,4 +1,4 @@
-"""Labelled images from the public hub or a local folder, through `datasets`."""
+"""Labelled images or audio from the public hub or a local folder, through `datasets`."""
 
 import hashlib
 import json
@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lightning_compress.data.decode import Decoder
+from lightning_compress.data.decode import Cells, Decoder
 from lightning_compress.data.samples import Samples
 
 _AS_THEY_ARE = Decoder()
@@ -28,7 +28,7 @@ _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 @final
 @dataclass(frozen=True)
 class Columns:
-    """Column names; None means the only picture column, and `label`.
+    """Column names; None means the only column of pictures or audio, and `label`.
 
     >>> Columns(image="img").label is None
     True
@@ -48,7 +48,7 @@ class Rows:
     """
 
     table: datasets.Dataset
-    decoder: Decoder
+    decoder: Cells
     shape: tuple[int, ...]
     place: str
     positions: Tensor
@@ -101,10 +101,10 @@ def open_split(
     split: str,
     *,
     columns: Columns = Columns(),
-    decoder: Decoder = _AS_THEY_ARE,
+    decoder: Cells = _AS_THEY_ARE,
     cache_dir: str | None = None,
 ) -> Rows:
-    """Opens one split of a labelled image set; pictures are decoded only when fetched.
+    """Opens one split of a labelled image set; cells are decoded only when fetched.
 
     `source` is a folder with Parquet files named after their split, a folder of pictures with one folder per
     class (with or without `train` and `test` folders above), or an id on the public hub. `cache_dir` is where
@@ -116,12 +116,13 @@ def open_split(
     """
     table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
     place = f"{source} ({split})"
-    image = _image_column(table, columns.image, place)
+    column = _input_column(table, columns.image, decoder, place)
     labels, names = _labels(table, columns.label or "label", place)
-    if image in _pictures(table):
-        table = table.cast_column(image, datasets.Image(decode=False))
-    table = table.select_columns([image])
-    first = _decode(decoder, table[0][image], f"{place}, row 0")
+    feature = table.features[column]
+    if isinstance(feature, datasets.Image | datasets.Audio):
+        table = table.cast_column(column, type(feature)(decode=False))
+    table = table.select_columns([column])
+    first = _decode(decoder, table[0][column], f"{place}, row 0")
     return Rows(table, decoder, first.shape, place, torch.arange(len(labels)), labels, names)
 
 
@@ -130,7 +131,7 @@ def read_split(
     split: str,
     *,
     columns: Columns = Columns(),
-    decoder: Decoder = _AS_THEY_ARE,
+    decoder: Cells = _AS_THEY_ARE,
     cache_dir: str | None = None,
 ) -> Samples:
     """Reads one split into memory; with a `cache_dir` the decoded arrays are kept there for the next time.
@@ -168,6 +169,13 @@ def read_texts(
             f"{values.null_count} of {len(values)} missing"
         )
     return values.to_pylist(), labels, names
+
+
+def read_column(source: str, split: str, name: str, argument: str, *, cache_dir: str | None = None) -> list[Any]:
+    """Another column of a split, row by row, which `argument` names; errors are those of `open_split`."""
+    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    values: list[Any] = table.data.column(_present(table, name, argument, f"{source} ({split})")).to_pylist()
+    return values
 
 
 def _decode_all(rows: Rows, chunk: int = 1000) -> Samples:
@@ -215,24 +223,26 @@ def _check_split(source: str, split: str, builder: datasets.DatasetBuilder) -> N
         raise ValueError(f"{source} has no split {split!r}; it has {present}{_nearest(split, present)}")
 
 
-def _pictures(table: datasets.Dataset) -> list[str]:
-    """Columns of pictures: declared as such, or laid out as one (bytes and path)."""
+def _encoded(table: datasets.Dataset) -> list[str]:
+    """Columns of pictures or audio: declared as such, or laid out as one (bytes and path)."""
     return [
         name
         for name, feature in table.features.items()
-        if isinstance(feature, datasets.Image) or (isinstance(feature, dict) and {*feature} == {"bytes", "path"})
+        if isinstance(feature, datasets.Image | datasets.Audio)
+        or (isinstance(feature, dict) and {*feature} == {"bytes", "path"})
     ]
 
 
-def _image_column(table: datasets.Dataset, wanted: str | None, place: str) -> str:
+def _input_column(table: datasets.Dataset, wanted: str | None, decoder: Cells, place: str) -> str:
     if wanted is not None:
-        return _present(table, wanted, "image_column", place)
-    pictures = _pictures(table)
-    if len(pictures) != 1:
+        return _present(table, wanted, decoder.argument, place)
+    encoded = _encoded(table)
+    if len(encoded) != 1:
         raise ValueError(
-            f"{place} has {len(pictures)} picture columns among {table.column_names}: name one with image_column="
+            f"{place} has {len(encoded)} {decoder.kind} columns among {table.column_names}: name one with "
+            f"{decoder.argument}="
         )
-    return pictures[0]
+    return encoded[0]
 
 
 def _present(table: datasets.Dataset, name: str, argument: str, place: str) -> str:

@@ -118,7 +118,7 @@ def _pixels(data: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
     if isinstance(data, LabelledData):
         part = data.val_part
         index = torch.linspace(0, len(part.labels) - 1, min(_SAMPLES, len(part.labels))).long()
-        known = {key: data.preprocessing[key] for key in ("mean", "std", "pixel_scale")}
+        known = {key: value for key, value in data.preprocessing.items() if key != "input_size"}
         pixels, targets = part.fetch(index), part.labels[index]
     else:
         data.prepare_data()

@@ -24,15 +24,16 @@ def data(config: Config) -> Any:
 
 
 def facts(module: Any) -> dict[str, Any]:
-    """What a model must know of the data: `num_classes` (by head if it has heads), `in_channels` and `image_size`.
+    """What a model must know of the data: `num_classes` (by head if it has heads) and the shape of an input.
 
-    Of token ids, int64, it is `vocab_size`, `padding_id` and `max_length` beside `num_classes`.
+    `in_channels` and `image_size` are of a picture, `num_features` of a frame of sound: bins, or a picture's width. Of
+    token ids, int64, it is `vocab_size`, `padding_id` and `max_length` beside `num_classes`.
     """
     example = module.example
     if example.dtype == torch.int64:
         own = {"vocab_size": module.vocab_size, "padding_id": module.padding_id, "max_length": example.shape[1]}
     else:
-        own = {"in_channels": example.shape[1], "image_size": example.shape[-1]}
+        own = {"in_channels": example.shape[1], "image_size": example.shape[-1], "num_features": example.shape[-1]}
     return {"num_classes": module.num_classes, **own}
 
 
