@@ -28,6 +28,8 @@ IMAGES = {
     "vgg7": (3, 16),
     "vgg16": (3, 32),
     "small_conv": (1, 8),
+    "ds_cnn_s": (1, 10),
+    "ds_cnn_m": (1, 10),
 }
 #: Depths that take less long to compile.
 SHALLOW = {"vgg16": 11, "preact_resnet20": 8, "wrn_16_2": 10}
@@ -41,7 +43,7 @@ EXTERNAL = {"timm", "huggingface"}
 REPEATED = {
     *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
     *(f"preact_resnet{depth}" for depth in (32, 44, 56, 110)),
-    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_40_1", "wrn_40_2", "vgg8", "vgg13"),
+    *("resnet8x4", "resnet32x4", "wrn_16_1", "wrn_40_1", "wrn_40_2", "vgg8", "vgg13", "ds_cnn_l"),
 }
 # Of other files: test_shared_trunk.py.
 COMPOSED = {"shared_trunk", "side_by_side"}
