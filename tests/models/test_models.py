@@ -30,6 +30,8 @@ IMAGES = {
     "small_conv": (1, 8),
     "ds_cnn_s": (1, 10),
     "ds_cnn_m": (1, 10),
+    "gru": (1, 10),
+    "crnn": (1, 12),
 }
 #: Depths that take less long to compile.
 SHALLOW = {"vgg16": 11, "preact_resnet20": 8, "wrn_16_2": 10}
@@ -38,7 +40,7 @@ LONG = {"resnet18", "mobilenet_v1"}
 # Takes token ids, and pads them with 0.
 TEXTS = {"text_transformer", "text_lstm", "text_gru"}
 MODELS = [*IMAGES, *sorted(TEXTS)]
-RECURRENT = {"text_lstm", "text_gru"}
+RECURRENT = {"gru", "crnn", "text_lstm", "text_gru"}
 EXTERNAL = {"timm", "huggingface"}
 REPEATED = {
     *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
@@ -57,7 +59,8 @@ def settings(name: str) -> Mapping[str, object]:
 
 def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
     channels, size = IMAGES.get(name, (1, 9))
-    facts = {"in_channels": channels, "image_size": size, "vocab_size": 60, "padding_id": 0, "max_length": 12}
+    facts = {"in_channels": channels, "image_size": size, "num_features": size}
+    facts |= {"vocab_size": 60, "padding_id": 0, "max_length": 12}
     config = {**settings(name), "num_classes": 7, **facts, "dropout": 0.0, **extra}
     target = get_object(str(config.pop("_target_")))
     model = target(**{key: value for key, value in config.items() if key in inspect.signature(target).parameters})
@@ -78,7 +81,8 @@ def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -
     config = dict(settings(path.stem))
     signature = inspect.signature(get_object(str(config.pop("_target_"))))
     assert "num_classes" in signature.parameters
-    assert not config.keys() & {"num_classes", "in_channels", "image_size", "vocab_size", "padding_id", "max_length"}
+    facts = {"num_classes", "in_channels", "image_size", "num_features", "vocab_size", "padding_id", "max_length"}
+    assert not config.keys() & facts
     assert config.keys() <= signature.parameters.keys()
 
 
