@@ -220,12 +220,7 @@ def _round_before_max(graph: ir.Graph) -> None:
 
 
 def export(
-    compact: Compact,
-    example: Tensor,
-    path: str | Path,
-    *,
-    dynamic_batch: bool = True,
-    dynamic_length: bool = False,
+    compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True, dynamic_length: bool = False
 ) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
@@ -283,9 +278,8 @@ def export(
     if dynamic_length:
         program.model.metadata_props[LENGTH] = str(example.shape[1])
     program.save(str(path))
-    path = Path(path)
-    path.write_bytes(sealed(path.read_bytes()))
-    return path
+    Path(path).write_bytes(sealed(Path(path).read_bytes()))
+    return Path(path)
 
 
 def activation_bits(path: str | Path) -> list[int]:
