@@ -65,13 +65,13 @@ class Noise:
     def __call__(self, waves: Tensor, generator: Generator) -> Tensor:
         """Adds noise to `waves`, each at its own level."""
         count, length = len(waves), waves.shape[-1]
-        draw = {"generator": generator, "device": generator.device}
-        noise = torch.randn(length, **draw).to(waves.device)
-        turn = torch.randint(length, (count, 1), **draw).to(waves.device)
-        below = self.low + (self.high - self.low) * torch.rand(count, 1, **draw).to(waves.device)
+        noise = torch.randn(length, generator=generator, device=generator.device).to(waves.device)
+        turn = torch.randint(length, (count, 1), generator=generator, device=generator.device).to(waves.device)
+        drawn = torch.rand(count, 1, generator=generator, device=generator.device).to(waves.device)
+        below = self.low + (self.high - self.low) * drawn
         own = waves[:, 0, 0].float()
         level = own.square().mean(1, keepdim=True).sqrt() * 10 ** (-below / 20)
-        noisy = own + level * noise[(turn + torch.arange(length, device=waves.device)) % length]
+        noisy: Tensor = own + level * noise[(turn + torch.arange(length, device=waves.device)) % length]
         return noisy.round().clamp(-32768, 32767).to(waves.dtype)[:, None, None]
 
 
@@ -120,4 +120,5 @@ class SpecAugment:
         length = (length * (longest + 1)).floor()
         start = (place * (size - length + 1)).floor()
         at = torch.arange(size, device=features.device)
-        return (at >= start) & (at < start + length)
+        hidden: Tensor = (at >= start) & (at < start + length)
+        return hidden

@@ -83,7 +83,7 @@ class Features:
         frames = (waves[:, 0, 0].float() / _FULL_SCALE).unfold(1, window, stride)
         hann, triangles, cosines = _tables(self, waves.device)
         energies = torch.fft.rfft(frames * hann).abs().square() @ triangles
-        logarithms = (energies / self.floor).log1p()
+        logarithms: Tensor = (energies / self.floor).log1p()
         return (logarithms if cosines is None else logarithms @ cosines).unsqueeze(1)
 
 

@@ -280,7 +280,7 @@ def _labels(table: datasets.Dataset, wanted: str, place: str) -> tuple[Tensor, l
     return labels, names or [str(number) for number in range(count)]
 
 
-def _decode(decoder: Decoder, cell: Any, place: str) -> np.ndarray[Any, Any]:
+def _decode(decoder: Cells, cell: Any, place: str) -> np.ndarray[Any, Any]:
     try:
         return decoder(cell)
     except ValueError as error:

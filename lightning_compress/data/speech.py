@@ -195,4 +195,6 @@ class SpeechData(LabelledData):
 
     def _heard(self, part: Samples) -> Samples:
         """The features of waveforms."""
-        return Samples(torch.cat([self._features(waves) for waves in part.inputs.split(1000)]), part.labels, part.names)
+        return Samples(
+            torch.cat([self._features(waves) for waves in torch.split(part.inputs, 1000)]), part.labels, part.names
+        )

@@ -85,7 +85,8 @@ def _log_mel(wave: np.ndarray[Any, Any], features: Features) -> np.ndarray[Any, 
     edges = np.linspace(bottom, top, features.mels + 2)
     mels = 2595 * np.log10(1 + np.fft.rfftfreq(length, 1 / features.rate) / 700)
     triangles = [np.interp(mels, edges[at : at + 3], [0, 1, 0], left=0, right=0) for at in range(features.mels)]
-    return np.log(1 + powers @ np.stack(triangles, axis=1) / features.floor)
+    energies: np.ndarray[Any, Any] = powers @ np.stack(triangles, axis=1)
+    return np.log(1 + energies / features.floor)
 
 
 SETTINGS = [

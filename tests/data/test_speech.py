@@ -140,7 +140,12 @@ def test_decoded_once_with_a_cache(spoken: Path, tmp_path: Path, monkeypatch: py
     cached = _data(spoken, cache_dir=str(tmp_path / "cache"))
     cached.prepare_data()
     calls: list[Any] = []
-    monkeypatch.setattr(Clip, "decode", lambda *args: calls.append(args) or _wave(0))
+
+    def decode(*args: Any) -> np.ndarray[Any, Any]:
+        calls.append(args)
+        return _wave(0)
+
+    monkeypatch.setattr(Clip, "decode", decode)
     again = _data(spoken, cache_dir=str(tmp_path / "cache"))
     assert torch.equal(again.example, cached.example)
     assert len(calls) == 1, "the first cell alone is decoded, for the shape"
