@@ -99,7 +99,7 @@ WRONG: dict[str, tuple[list[str], list[str]]] = {
     "function name": (["prune=gradual", "methods.prune.score=magnitud"], ["did you mean 'magnitude'?"]),
     "group without an option": (
         ["scheduler=null"],
-        ["scheduler must be one of constant, cosine, rounds, steps; got 'null'"],
+        ["scheduler must be one of constant, cosine, rounds, rounds_of_steps, steps; got 'null'"],
     ),
     "no value": (["data=images"], ["data.source needs a value"]),
     "runtime": (["measure.runtimes=[onnxruntim]"], ["measure.runtimes: no runtime", "did you mean 'onnxruntime'?"]),
@@ -472,7 +472,7 @@ def test_latency_table_of_a_run(changes: dict[str, Any], said: str, refused: Ref
 
 def test_table(refused: Refused, tmp_path: Path) -> None:
     assert "no latency table at nowhere.json" in refused("latency-table", "--show", "nowhere.json")
-    assert "did you mean 'resnet20'?" in refused("latency-table", "model=resnet21", "--out", "t.json")
+    assert "did you mean 'resnet20'?" in refused("latency-table", "model=resnet200", "--out", "t.json")
     assert "--rounds from 1 up" in refused("latency-table", "--out", "t.json", "--rounds", "0")
     (tmp_path / "full").mkdir()
     (tmp_path / "full/file").touch()

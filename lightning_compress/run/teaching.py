@@ -118,7 +118,7 @@ def _trained(
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
     place = (Path(wanted["folder"]) if wanted["folder"] else folder) / f"{name}-{digest}"
     if not (place / FILE).exists():
-        with _alone(place):
+        with _alone(place) if wanted["folder"] else nullcontext():
             if not (place / FILE).exists():
                 train(own, place)
     return str(place / measure.WEIGHTS)

@@ -8,7 +8,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from lightning_compress.core.files import write_json, write_text
-from lightning_compress.tables import cells, markdown, render
+from lightning_compress.tables import cells, markdown, render, wandb_report
 from lightning_compress.tables.cells import Records, Sheet
 from lightning_compress.tables.records import place
 from lightning_compress.tables.schema import Spec
@@ -109,9 +109,6 @@ def _report(sheet: Sheet, run: Run, folder: Path) -> str:
     if run.handle is None or run.url is None:
         return "no W&B report: W&B is not online"
     try:
-        # Late: what it needs is an extra, and takes a second to import.
-        from lightning_compress.tables import wandb_report
-
         home = (urlsplit(run.url).netloc, run.handle.entity, run.handle.project)
         return f"W&B report: {wandb_report.save(sheet.spec, markdown.render(sheet), home, folder)}"
     except ImportError:

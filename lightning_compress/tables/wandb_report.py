@@ -3,8 +3,6 @@
 import json
 from pathlib import Path
 
-import wandb_workspaces.reports.v2 as reports
-
 from lightning_compress.core.files import write_json
 from lightning_compress.tables import cells
 from lightning_compress.tables.schema import Spec
@@ -20,6 +18,9 @@ def save(spec: Spec, text: str, home: tuple[str, str, str], folder: Path) -> str
     Raises:
         Exception: of any kind, where W&B does not take it.
     """
+    # Late: it is an extra, takes a second, and warns of the style of its own models.
+    import wandb_workspaces.reports.v2 as reports
+
     _, entity, project = home
     runs = reports.Runset(entity=entity, project=project, name=spec.name, filters=f"Group = {spec.name!r}")
     report = reports.Report(

@@ -229,7 +229,8 @@ def test_scripts_import_numpy_onnxruntime_and_the_standard_library_only(script: 
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     roots = {name.split(".")[0] for name in imported}
     assert {"numpy", "onnxruntime"} <= roots
-    assert roots - {"numpy", "onnxruntime"} <= set(sys.stdlib_module_names)
+    texts = {"tokenizers"} if script == "predict.py" else set()  # imported where there are lines of text alone
+    assert roots - {"numpy", "onnxruntime"} - texts <= set(sys.stdlib_module_names)
 
 
 def test_a_folder_is_written_again_but_nothing_else_written_over(run: Path, written: Path, tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import functools
+import inspect
 from collections.abc import Callable
 
 import pytest
@@ -20,6 +21,8 @@ def test_the_trunk_is_the_network_without_its_classifier(name: str) -> None:
     whole, inputs = build(name, width=0.25)
     options = dict(settings(name))
     trunk = functools.partial(get_object(str(options.pop("_target_"))), **options, width=0.25)
+    if "num_features" in inspect.signature(get_object(str(settings(name)["_target_"]))).parameters:
+        trunk = functools.partial(trunk, num_features=inputs.shape[-1])
     net = shared_trunk(trunk, HEADS, in_channels=inputs.shape[1], image_size=inputs.shape[-1])
     *rest, weight, bias = whole.state_dict().items()
     net.trunk.load_state_dict(dict(rest))

@@ -188,7 +188,7 @@ def test_a_teacher_is_trained_once_and_known_by_what_decides_it(
     told: dict[str, Any] = {}
     monkeypatch.setattr(wandb.Run, "summary", lambda run, values: told.update(values))
     result = train(config(), tmp_path / "a")
-    (teacher,) = (tmp_path / "teachers").iterdir()
+    (teacher,) = (tmp_path / "teachers").glob("teacher-*")
     assert fits == [tmp_path / "a", teacher]
     assert result.provenance["teacher"] == fingerprint(load_teacher(config(), Digits(), tmp_path / "a", train))
     assert told["teacher"] == result.provenance["teacher"]
@@ -198,7 +198,7 @@ def test_a_teacher_is_trained_once_and_known_by_what_decides_it(
     train(config("seed=1", "methods.distill.weight=0.5", "trainer.accelerator=cpu"), tmp_path / "b")
     assert fits[2:] == [tmp_path / "b"], "the teacher was known"
     train(config("teacher.model.width=0.5"), tmp_path / "c")
-    assert len(list((tmp_path / "teachers").iterdir())) == 2
+    assert len(list((tmp_path / "teachers").glob("teacher-*"))) == 2
     named = config(f"teacher.weights={teacher / 'weights.pt'}")
     kept = torch.load(teacher / "weights.pt", weights_only=True)
     loaded = load_teacher(named, Digits(), tmp_path / "d", train).state_dict()

@@ -10,7 +10,7 @@ import filelock
 import pytest
 
 from lightning_compress.data.digits import Digits
-from lightning_compress.run import worker
+from lightning_compress.run import traffic, worker
 from lightning_compress.run.evaluate import test_metrics as metrics_on_test
 from lightning_compress.run.result import Result
 from lightning_compress.run.train import train
@@ -62,7 +62,7 @@ def test_a_trial_waits_for_the_verdict(config: dict[str, Any], whole: Path, tmp_
     def drive() -> None:
         while not (tmp_path / "rung-1.json").exists():
             time.sleep(0.01)
-        (tmp_path / "verdict-1.json").write_text('{"go": true}')
+        traffic.decide(tmp_path, 1, True)
 
     driver = threading.Thread(target=drive)
     driver.start()

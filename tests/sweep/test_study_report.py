@@ -238,6 +238,8 @@ def test_the_plan_counts_and_measures(spec: StudySpec, bench: Bench, tmp_path: P
 class _Log:
     """What a W&B run was given."""
 
+    url = None
+
     def __init__(self) -> None:
         self.tables: dict[str, tuple[list[str], list[list[Any]]]] = {}
         self.figures: list[str] = []
