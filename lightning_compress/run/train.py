@@ -160,6 +160,7 @@ def _fit(setting: _Setting, rungs: Rungs, started: float, report: Report | None)
 def _finish(fitted: _Fitted) -> Result:
     setting, compact = fitted.setting, fitted.compact
     config, data = setting.config, setting.data
+    _check_finite(compact.model)
     options = config["measure"]
     paths = {key: Path(options[key]) if options[key] else None for key in ("reference", "table")}
     timing = measure.Timing(**{**options, **paths})
@@ -174,6 +175,15 @@ def _finish(fitted: _Fitted) -> Result:
         metrics |= measure.evaluate(compact.model, batches, setting.task, split)
     metrics |= figures(config, compact.model, splits)
     return _record(setting, fitted.history, metrics, cost=cost, layers=layers, files=files, checks=checks)
+
+
+def _check_finite(model: nn.Module) -> None:
+    wrong = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    if wrong:
+        raise ValueError(
+            f"training diverged: {wrong[0]} and {len(wrong) - 1} more tensors hold values that are not finite; lower "
+            "optimizer.lr, or the weight of what is trained beside the labels"
+        )
 
 
 def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[str, float], **found: Any) -> Result:

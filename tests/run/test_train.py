@@ -386,3 +386,8 @@ def test_without_an_epoch_schedules_are_at_their_ends(tmp_path: Path, configure:
 def test_what_only_training_can_do_is_refused_without(tmp_path: Path, configure: Any) -> None:
     with pytest.raises(NoEffectError, match="Distill had no effect"):
         train(configure("distill=kl", "model@teacher.model=small_conv", "teacher.epochs=1", "epochs=0"), tmp_path)
+
+
+def test_a_run_that_diverged_in_its_last_step_says_so(configure: Any, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"training diverged: .* not finite; lower optimizer\.lr"):
+        train(configure("epochs=1", "optimizer.lr=1e39", "data.batch_size=2000"), tmp_path)
