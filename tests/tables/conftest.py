@@ -63,7 +63,7 @@ def keep(tmp_path: Path) -> Keep:
     """Writes the record of a run with so much test error in percent."""
 
     def kept(row: str, seed: int, error: float, **changes: Any) -> Path:
-        config = {"epochs": 3, "data": {"root": "/home/someone", "source": "mnist"}, "wandb": {"folder": "/tmp/x"}}
+        config = {"epochs": 3, "data": {"root": "/home/someone", "source": "mnist"}, "wandb": {"folder": "/scratch/x"}}
         result = Result(
             "hinton2015/hard",
             metrics={"test/accuracy": 1 - error / 100},
