@@ -29,7 +29,7 @@ from lightning_compress.tables.schema import Spec
 
 _TARGET = "lightning_compress.tables.smoke:row"
 _STEPS, _BATCH = 3, 8
-#: Of a recipe's learning rate: beside a teacher that learned nothing, whose features are huge, it diverges in a few steps.
+#: Of a recipe's learning rate: beside a teacher that learned nothing, whose features are huge, it diverges at once.
 _SLOWER = 1e-6
 #: Samples of a class in each part; only the first classes and the last one have any.
 _SAMPLES, _CLASSES = {"train": 8, "test": 2}, 4
