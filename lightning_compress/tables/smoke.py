@@ -6,6 +6,7 @@ is a result, and no record is written.
 
 import io
 import time
+import wave
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -44,7 +45,7 @@ _SHAPES = {
 _SHAPE = (32, 32, 3, 10)
 #: Arguments of methods that count what is done in their preparation.
 _REPEATED = ("adaround", "calibration_batches", "iterations", "probes")
-_IMAGES = "lightning_compress.data.vision.ImageData"
+_IMAGES, _SOUNDS = "lightning_compress.data.vision.ImageData", "lightning_compress.data.speech.SpeechData"
 
 
 def smoke(
@@ -147,6 +148,8 @@ def _brief(node: Any) -> Any:
 def _tiny(node: Config, folder: Path) -> Config:
     """The node of a data set with small batches, and pictures of ours, kept in `folder`, where it reads some."""
     node = {**node, "batch_size": _BATCH}
+    if node["_target_"] == _SOUNDS:
+        return {**node, "source": str(_speak(folder, node)), "root": None, "cache_dir": None}
     if node["_target_"] != _IMAGES:
         return node
     name, test = Path(node["source"]).name, node.get("test", "test")
@@ -169,6 +172,25 @@ def _draw(path: Path, columns: tuple[str, str], shape: tuple[int, int, int, int]
         pixels = np.random.default_rng(0).integers(0, 256, (len(labels), *size, channels), dtype=np.uint8)
         cells = [{"bytes": _png(each), "path": None} for each in pixels]
         pd.DataFrame(dict(zip(columns, (cells, labels), strict=True))).to_parquet(path)
+
+
+def _speak(folder: Path, node: Config) -> Path:
+    """Write noise as the recordings of words, unless they are there."""
+    words, rate = node.get("words") or ["zero", "one"], node["features"]["rate"]
+    place = folder / f"words-{rate}"
+    with filelock.FileLock(f"{place}.lock"):
+        if not place.exists():
+            draw = np.random.default_rng(0)
+            for word in (*words, "other", "_background_noise_"):
+                (place / word).mkdir(parents=True)
+                for number in range(_SAMPLES["train"]):
+                    with wave.open(str(place / word / f"{number}.wav"), "wb") as file:
+                        file.setparams((1, 2, rate, 0, "NONE", ""))
+                        file.writeframes(draw.integers(-9999, 9999, rate, dtype=np.int16).tobytes())
+            for number, part in enumerate(("validation", "testing")):
+                listed = [f"{word}/{number}.wav" for word in (*words, "other")]
+                (place / f"{part}_list.txt").write_text("\n".join(listed))
+    return place
 
 
 def _png(pixels: NDArray[np.uint8]) -> bytes:

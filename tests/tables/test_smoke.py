@@ -23,6 +23,16 @@ def test_rows_pass_and_fail_by_name(make: Make) -> None:
     assert "nowhere" in said[3]
 
 
+def test_spoken_words_are_made_up_too(make: Make) -> None:
+    spec = make(
+        lambda table: table["rows"].update(
+            words={**table["rows"]["dense"], "experiment": "hello_edge/keywords"},
+            digits={**table["rows"]["dense"], "experiment": "fsdd/ds_cnn_dense"},
+        )
+    )
+    assert smoke([spec], Inline(), print, ["words", "digits"]) == []
+
+
 def test_a_run_is_cut_short_and_stays_what_it_is(tmp_path: Path) -> None:
     config = compose(["experiment=prune/resnet20", "data=cifar100", "quantize=ptq", "weights=nowhere.pt"])
     tiny = shrunk(config, tmp_path / "paper")
