@@ -2,6 +2,7 @@
 made here is skipped."""
 
 import os
+import secrets
 import shutil
 import socket
 import subprocess
@@ -44,14 +45,15 @@ def ray() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="ray-")
     command = [str(program), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--num-cpus=4", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
+    # Whether `ray start` asks for a token depends on what earlier ones left in the home folder, unless it is told.
+    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     with open(Path(folder, "out"), "w") as out:
-        head = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL)
+        head = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | asked)
     try:
         _started(head, Path(folder, "out"))
         with pytest.MonkeyPatch.context() as patch:
-            patch.setenv("RAY_ADDRESS", f"127.0.0.1:{port}")
-            # `ray start` asks for a token, which it has put into the home folder; whoever joins has to know that.
-            patch.setenv("RAY_AUTH_MODE", "token")
+            for name, value in {"RAY_ADDRESS": f"127.0.0.1:{port}", **asked}.items():
+                patch.setenv(name, value)
             yield f"127.0.0.1:{port}"
     finally:
         head.terminate()
