@@ -16,6 +16,9 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
+# Whether `ray start` asks for one depends on what earlier ones left in the home folder, unless it is told. A process knows
+# one token for all clusters that it joins.
+_TOKEN = secrets.token_hex(32)
 
 
 @contextmanager
@@ -45,8 +48,7 @@ def ray() -> Iterator[str]:
     folder = tempfile.mkdtemp(prefix="ray-")
     command = [str(program), "start", "--head", "--block", "--node-ip-address=127.0.0.1", f"--port={port}"]
     command += ["--num-cpus=4", "--include-dashboard=false", "--disable-usage-stats", f"--temp-dir={folder}"]
-    # Whether `ray start` asks for a token depends on what earlier ones left in the home folder, unless it is told.
-    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    asked = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": _TOKEN}
     with open(Path(folder, "out"), "w") as out:
         head = subprocess.Popen(command, stdout=out, stderr=out, stdin=subprocess.DEVNULL, env=os.environ | asked)
     try:
