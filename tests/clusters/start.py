@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 _HERE = Path(__file__).parent
-# Whether `ray start` asks for one depends on what earlier ones left in the home folder, unless it is told. A process knows
-# one token for all clusters that it joins.
+# Whether `ray start` asks for one depends on what earlier ones left in the home folder, unless it is told. A process
+# knows one token for all clusters that it joins.
 _TOKEN = secrets.token_hex(32)
 
 
