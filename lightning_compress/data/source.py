@@ -114,7 +114,7 @@ def open_split(
         FileNotFoundError: if there is no such folder and no such set on the hub.
         ValueError: if a file is corrupt, or split, column or labels are not as asked for.
     """
-    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    table = _table(source, split, cache_dir)
     place = f"{source} ({split})"
     column = _input_column(table, columns.image, decoder, place)
     labels, names = _labels(table, columns.label or "label", place)
@@ -159,7 +159,7 @@ def read_texts(
 
     Arguments and errors are those of `open_split`.
     """
-    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    table = _table(source, split, cache_dir)
     place = f"{source} ({split})"
     labels, names = _labels(table, label or "label", place)
     values = table.data.column(_present(table, column, "text_column", place))
@@ -173,7 +173,7 @@ def read_texts(
 
 def read_column(source: str, split: str, name: str, argument: str, *, cache_dir: str | None = None) -> list[Any]:
     """Another column of a split, row by row, which `argument` names; errors are those of `open_split`."""
-    table = _table(source, split, None if cache_dir is None else str(Path(cache_dir) / "arrow"))
+    table = _table(source, split, cache_dir)
     values: list[Any] = table.data.column(_present(table, name, argument, f"{source} ({split})")).to_pylist()
     return values
 
@@ -192,9 +192,10 @@ def _store(samples: Samples, path: Path) -> None:
 
 
 def _table(source: str, split: str, cache_dir: str | None) -> datasets.Dataset:
-    """The asked split as a table, picture cells still encoded."""
+    """The asked split as a table, cells still encoded; its Arrow files go into a folder of their own in `cache_dir`."""
     folder = Path(source).expanduser()
-    options: dict[str, Any] = {"path": source, "cache_dir": cache_dir}
+    arrow = None if cache_dir is None else str(Path(cache_dir) / "arrow")
+    options: dict[str, Any] = {"path": source, "cache_dir": arrow}
     if folder.is_dir():
         kind = "parquet" if any(folder.rglob("*.parquet")) else "imagefolder"
         options |= {"path": kind, "data_dir": str(folder)}

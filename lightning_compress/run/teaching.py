@@ -118,18 +118,18 @@ def _trained(
     digest = hashlib.sha256(json.dumps(deciding, sort_keys=True).encode()).hexdigest()[:12]
     place = (Path(wanted["folder"]) if wanted["folder"] else folder) / f"{name}-{digest}"
     if not (place / FILE).exists():
-        with _alone(place) if wanted["folder"] else nullcontext():
+        with _alone(place, shared=bool(wanted["folder"])):
             if not (place / FILE).exists():
                 train(own, place)
     return str(place / measure.WEIGHTS)
 
 
-def _alone(place: Path) -> AbstractContextManager[object]:
-    """Hold `place` for the run that comes first; another waits as long as that one lives, then finds it finished.
+def _alone(place: Path, *, shared: bool) -> AbstractContextManager[object]:
+    """Hold a `shared` place for the run that comes first; another waits while that one lives, then finds it finished.
 
     Further ranks of a run are let in beside their first one.
     """
-    if not ranks.is_first():
+    if not shared or not ranks.is_first():
         return nullcontext()
     place.parent.mkdir(parents=True, exist_ok=True)
     return filelock.FileLock(place.with_name(f".{place.name}.lock"))
