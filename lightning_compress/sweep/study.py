@@ -226,17 +226,17 @@ class Study:
 
     def _add(self, drawn: Drawn, state: TrialState, attrs: dict[str, Any], **result: Any) -> Trial:
         """Write a trial in one record, so that no half of it can be left."""
-        self._study.add_trial(
-            optuna.trial.create_trial(
-                state=state,
-                params=drawn.params,
-                distributions=drawn.distributions,
-                user_attrs=attrs,
-                system_attrs=drawn.system_attrs,
-                **result,
-            )
+        trial = optuna.trial.create_trial(
+            state=state,
+            params=drawn.params,
+            distributions=drawn.distributions,
+            user_attrs=attrs,
+            system_attrs=drawn.system_attrs,
+            **result,
         )
-        return _trial(self._frozen()[-1])
+        # `Study.add_trial` does not say which trial it made, and the last one may be another process's by now.
+        storage = self._study._storage
+        return _trial(storage.get_trial(storage.create_new_trial(self._study._study_id, template_trial=trial)))
 
     def _running(self, number: int) -> FrozenTrial:
         trial = self._one(number)

@@ -1,4 +1,4 @@
-"""Studies on a real PostgreSQL server, with two processes at it at once."""
+"""Studies on a real PostgreSQL server, with several processes at it at once."""
 
 import json
 import subprocess
@@ -83,8 +83,8 @@ def _drive(url: str, *names: str) -> None:
     assert [code for code, _, _ in ends] == [0] * len(names), ends
 
 
-@pytest.mark.parametrize(("names", "each"), [(("a", "b"), TRIALS), (("one", "one"), 2 * TRIALS)])
-def test_two_drivers_lose_no_trial(url: str, names: tuple[str, ...], each: int) -> None:
+@pytest.mark.parametrize(("names", "each"), [(("a", "b"), TRIALS), (("one",) * 4, 4 * TRIALS)])
+def test_drivers_at_one_database_lose_no_trial(url: str, names: tuple[str, ...], each: int) -> None:
     for name in names:
         _open(url, name)
     _drive(url, *names)
