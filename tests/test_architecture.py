@@ -45,7 +45,7 @@ HOMES = {
     "matplotlib": {"sweep/report.py"},
     "soundfile": {"data/clip.py"},
     "timm": {"models/load.py"},
-    "transformers": {"models/load.py"},
+    "transformers": {"models/huggingface.py"},
 }
 BANNED_NAMES = {"utils", "helpers", "common", "misc", "manager"}
 FILES = sorted(PACKAGE.rglob("*.py"))

@@ -242,14 +242,14 @@ def export(
     'model.onnx'
     """
     deployed, outputs = integer.deployed(compact), compact.model(example)
-    free: dict[int, Any] = {}
+    free: dict[int, str] = {}  # by name alone: how far a length may go is then read off the model, as a table's end
     dynamic_length = dynamic_length or (dynamic_batch and example.dtype == torch.int64)
     if dynamic_batch:
         # Tracing takes a batch of one for a constant.
         example = torch.cat([example[:1], example[:1]])
-        free[0] = torch.export.Dim("batch")
+        free[0] = "batch"
     if dynamic_length:
-        free[1] = torch.export.Dim(LENGTH)
+        free[1] = LENGTH
     with _quiet():
         program = torch.onnx.export(
             deployed,

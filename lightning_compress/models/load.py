@@ -1,8 +1,8 @@
-"""Models from elsewhere (timm, Hugging Face) and start weights from a file."""
+"""Models of the timm library and start weights from a file."""
 
 import difflib
 import pickle
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, final
 
@@ -45,74 +45,6 @@ def timm_model(
     model = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels, **kwargs)
     assert isinstance(model, nn.Module)
     return model
-
-
-@final
-class Logits(nn.Module):
-    """A Hugging Face image classifier that takes a tensor and returns its logits as a tensor.
-
-    Inputs are (B, C, H, W), outputs (B, num_classes); the wrapped model is the child `net`.
-    """
-
-    def __init__(self, net: nn.Module) -> None:
-        super().__init__()
-        self.net = net
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        """Map images to logits."""
-        logits: Tensor = self.net(pixel_values=inputs).logits
-        return logits
-
-
-def huggingface_model(
-    name_or_config: str | Mapping[str, object],
-    num_classes: int,
-    *,
-    pretrained: bool = False,
-    in_channels: int = 3,
-    **kwargs: object,
-) -> nn.Module:
-    """Build an image classifier of the transformers library that returns logits.
-
-    Args:
-        name_or_config: a hub id or local folder, or a configuration such as `{model_type: resnet, depths: [1, 1]}`.
-        num_classes: logits; a pretrained head of another size is replaced by a fresh one.
-        pretrained: load the weights too; needs a hub id or folder.
-        in_channels: channels of the image.
-        kwargs: further fields of the configuration, for example `image_size`.
-
-    Raises:
-        ImportError: when transformers is not installed.
-        ValueError: when the model is unknown, weights are asked of a bare configuration, or code from the hub is.
-    """
-    if "trust_remote_code" in kwargs or (isinstance(name_or_config, Mapping) and "trust_remote_code" in name_or_config):
-        raise ValueError("model=huggingface runs no code from the hub: leave trust_remote_code away")
-    try:
-        from transformers import AutoConfig, AutoModelForImageClassification
-    except ModuleNotFoundError as error:
-        raise ImportError(
-            f"model=huggingface needs the transformers library: pip install transformers ({error})"
-        ) from error
-    fields: dict[str, object] = {"num_labels": num_classes, **kwargs}
-    if in_channels != 3:
-        fields["num_channels"] = in_channels
-    if not isinstance(name_or_config, str):
-        if pretrained or "model_type" not in name_or_config:
-            raise ValueError(
-                "expected a configuration with model_type (such as resnet) and pretrained=false, "
-                f"got fields {', '.join(name_or_config)} and pretrained={str(pretrained).lower()}"
-            )
-        config = AutoConfig.for_model(**{**name_or_config, **fields})
-        return Logits(AutoModelForImageClassification.from_config(config))
-    try:
-        config = AutoConfig.from_pretrained(name_or_config, **fields)
-    except OSError as error:
-        raise ValueError(f"no Hugging Face model {name_or_config!r}, neither folder nor hub id: {error}") from error
-    if not pretrained:
-        return Logits(AutoModelForImageClassification.from_config(config))
-    return Logits(
-        AutoModelForImageClassification.from_pretrained(name_or_config, config=config, ignore_mismatched_sizes=True)
-    )
 
 
 @final

@@ -7,12 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lightning_compress.models.load import (
-    Logits,
-    huggingface_model,
-    load_weights,
-    timm_model,
-)
+from lightning_compress.models.load import load_weights, timm_model
 from lightning_compress.models.mlp import MLP
 
 
@@ -126,23 +121,10 @@ def test_names_both_shapes(tmp_path: Path, strict: bool) -> None:
         load_weights(net(), tmp_path / "w.pt", strict=strict)
 
 
-@pytest.mark.parametrize(("library", "build"), [("timm", timm_model), ("transformers", huggingface_model)])
-def test_says_what_to_install(library: str, build: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, library, None)
-    with pytest.raises(ImportError, match=f"pip install {library}"):
-        build("resnet18", num_classes=10)
-
-
-def test_logits_calls_by_keyword_and_takes_the_field() -> None:
-    class Answer:
-        def __init__(self, logits: Tensor) -> None:
-            self.logits = logits
-
-    class Classifier(nn.Module):
-        def forward(self, pixel_values: Tensor) -> Answer:
-            return Answer(pixel_values.mean((2, 3)))
-
-    assert Logits(Classifier())(torch.ones(2, 3, 4, 4)).tolist() == [[1, 1, 1], [1, 1, 1]]
+def test_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(ImportError, match="pip install timm"):
+        timm_model("resnet18", num_classes=10)
 
 
 # timm imports torchvision, whose own warnings are none of ours.
@@ -153,21 +135,3 @@ def test_timm() -> None:
     assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
     with pytest.raises(ValueError, match="timm has no model 'resnet81'; did you mean 'resnet"):
         timm_model("resnet81", 7)
-
-
-@pytest.mark.filterwarnings("ignore")
-def test_huggingface(tmp_path: Path) -> None:
-    pytest.importorskip("transformers")
-    config = {"model_type": "resnet", "depths": [1, 1], "hidden_sizes": [8, 16], "embedding_size": 8}
-    model = huggingface_model(config, 7, in_channels=1).eval()
-    assert model(torch.zeros(2, 1, 32, 32)).shape == (2, 7)
-    assert isinstance(model, Logits)
-    model.net.save_pretrained(tmp_path)  # type: ignore[operator]
-    again = huggingface_model(str(tmp_path), 7, pretrained=True, in_channels=1).eval()
-    assert same(model, again)
-    other = huggingface_model(str(tmp_path), 3, pretrained=True, in_channels=1).eval()
-    assert other(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
-    with pytest.raises(ValueError, match=r"model_type \(such as resnet\)"):
-        huggingface_model({"depths": [1]}, 7)
-    with pytest.raises(ValueError, match="pretrained=true"):
-        huggingface_model(config, 7, pretrained=True)

@@ -41,7 +41,7 @@ LONG = {"resnet18", "mobilenet_v1"}
 TEXTS = {"text_transformer", "text_lstm", "text_gru"}
 MODELS = [*IMAGES, *sorted(TEXTS)]
 RECURRENT = {"gru", "crnn", "text_lstm", "text_gru"}
-EXTERNAL = {"timm", "huggingface"}
+EXTERNAL = {"timm", "hf"}
 REPEATED = {
     *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
     *(f"preact_resnet{depth}" for depth in (32, 44, 56, 110)),

@@ -24,7 +24,7 @@ NEEDED = {
     "classifiers": ["methods.own_teacher.taps=[x]"],
     "features": ["methods.adversarial.layer=x"],
     "timm": ["model.name=x"],
-    "huggingface": ["model.name_or_config=x"],
+    "hf": ["model.name_or_config=x"],
 }
 
 
@@ -244,6 +244,10 @@ def test_an_escaped_interpolation_is_not_resolved_later() -> None:
 
 
 def test_no_code_from_the_hub() -> None:
-    node = {"_target_": "lightning_compress.models.load.huggingface_model", "name_or_config": "x", "num_classes": 2}
+    node = {
+        "_target_": "lightning_compress.models.huggingface.huggingface_model",
+        "name_or_config": "x",
+        "num_classes": 2,
+    }
     with pytest.raises(ValueError, match="runs no code from the hub"):
         build({**node, "trust_remote_code": True})
