@@ -62,17 +62,20 @@ def same_size(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     return one, other
 
 
-def check_shapes(student: Sequence[int], teacher: Sequence[int]) -> None:
-    """See that both are [batch, channels, rows, columns], or both [batch, features].
+def check_shapes(student: Sequence[int], teacher: Sequence[int], *, texts: bool = False) -> None:
+    """See that both are [batch, channels, rows, columns], or [batch, features].
+
+    With `texts` [batch, positions, features] will do as well.
 
     Raises:
         ValueError: they are not.
 
     >>> check_shapes((8, 16), (8, 64))
     """
-    if len(student) != len(teacher) or len(student) not in (2, 4):
+    if len(student) != len(teacher) or len(student) not in ((2, 3, 4) if texts else (2, 4)):
+        also = ", both [batch, positions, features]" if texts else ""
         raise ValueError(
-            "expected both [batch, channels, rows, columns] or both [batch, features]; got the student's "
+            f"expected both [batch, channels, rows, columns]{also} or both [batch, features]; got the student's "
             f"{list(student)} and the teacher's {list(teacher)}: choose modules that put out the same kind"
         )
 
@@ -85,7 +88,11 @@ def pointwise(student: Sequence[int], width: int, *, bias: bool = True) -> nn.Mo
     """
     if len(student) == 4:
         return nn.Conv2d(student[1], width, 1, bias=bias)
-    return nn.Linear(student[1], width, bias=bias)
+    return nn.Linear(student[-1], width, bias=bias)
+
+
+def _width(shape: Sequence[int]) -> int:
+    return shape[-1] if len(shape) == 3 else shape[1]
 
 
 def batch_norm(shape: Sequence[int], width: int) -> nn.Module:
@@ -99,12 +106,13 @@ def adapter(loss: Callable[..., Any], student: Sequence[int], teacher: Sequence[
     >>> adapter(lambda student, teacher: 0.0, (8, 16), (8, 16))
     Identity()
     """
-    when = taken(loss).adapter
-    if when == "never" or (when == "fitting" and student[1] == teacher[1]):
+    when, width = taken(loss).adapter, _width(teacher)
+    if when == "never" or (when == "fitting" and _width(student) == width):
         return nn.Identity()
     if when == "norm":
-        return nn.Sequential(pointwise(student, teacher[1], bias=False), batch_norm(student, teacher[1]))
-    return pointwise(student, teacher[1])
+        check_shapes(student, teacher)
+        return nn.Sequential(pointwise(student, width, bias=False), batch_norm(student, width))
+    return pointwise(student, width)
 
 
 @final
@@ -124,7 +132,7 @@ class Adapted(nn.Module):
         pairs = list(zip(student, teacher, strict=True)) if taken(loss).several else [(student, teacher)]
         self._fits = taken(loss).adapter != "never"
         for one, other in pairs if self._fits else ():
-            check_shapes(one, other)
+            check_shapes(one, other, texts=True)
         self.adapters = nn.ModuleList(adapter(loss, one, other) for one, other in pairs)
         self.register_buffer("margin", margin, persistent=False)
 

@@ -1,10 +1,11 @@
 """Losses on features: `loss(student, teacher, ...) -> scalar`, both [batch, channels, rows, columns] of one module.
 
-Where only channels count, [batch, features] will do. A loss over several modules takes lists of them. What else it
-needs it asks for by the names of its parameters: `targets` [batch], the int64 labels; `index` [batch], the samples'
-places in the training set; and `margin` [channels], what the teacher's batch norm puts out where it is negative, on
-average. Further parameters have defaults and are its own options. Adapters bring the student's features to the width of
-the teacher's where the loss does not say that any will do.
+Where only channels count, [batch, features] will do, or [batch, positions, features] of texts. A loss over several
+modules takes lists of them. What else it needs it asks for by the names of its parameters: `targets` [batch], the int64
+labels; `index` [batch], the samples' places in the training set; `given` [batch, positions], bool, what is text and not
+padding; and `margin` [channels], what the teacher's batch norm puts out where it is negative, on average. Further
+parameters have defaults and are its own options. Adapters bring the student's features to the width of the teacher's
+where the loss does not say that any will do.
 """
 
 import itertools
@@ -130,4 +131,46 @@ def margin(student: Tensor, teacher: Tensor, margin: Tensor) -> Tensor:
     one, other = student.float(), torch.maximum(teacher.float(), margin.view(-1, *[1] * (teacher.dim() - 2)))
     counts = (one > other) | (other > 0)
     found: Tensor = ((one - other).square() * counts).sum() / len(one)
+    return found
+
+
+def cosine(student: Tensor, teacher: Tensor, given: Tensor) -> Tensor:
+    """1 - cosine of hidden states [batch, positions, features], on average over texts (DistilBERT: arXiv 1910.01108).
+
+    >>> states = torch.tensor([[[3.0, 4.0], [1.0, 0.0]]])
+    >>> cosine(states, torch.tensor([[[0.0, 2.0], [9.0, 9.0]]]), torch.tensor([[True, False]]))
+    tensor(0.2000)
+    """
+    away = 1.0 - F.cosine_similarity(student.float(), teacher.float(), dim=-1)
+    return (away * given).sum() / given.sum()
+
+
+def patience(student: Tensor, teacher: Tensor) -> Tensor:
+    """Mean squared difference of the first positions' states, of norm 1 (Patient KD: Sun 2019, arXiv 1908.09355).
+
+    Of [batch, positions, features] where the first token stands for the text. The paper's sum over features is this
+    times their number.
+
+    >>> float(patience(torch.tensor([[[5.0, 0.0], [1.0, 1.0]]]), torch.tensor([[[0.0, 2.0], [7.0, 7.0]]])))
+    1.0
+    """
+    one, other = (F.normalize(states[:, 0].float(), dim=1) for states in (student, teacher))
+    return F.mse_loss(one, other)
+
+
+@takes(adapter="never")
+def attention_scores(student: Tensor, teacher: Tensor, given: Tensor) -> Tensor:
+    """Mean squared difference of scores [batch, heads, positions, positions] before the softmax, within texts.
+
+    TinyBERT: Jiao et al. 2020, arXiv 1909.10351. Student and teacher need as many heads.
+
+    >>> scores = torch.tensor([[[[3.0, 9.0], [9.0, 9.0]]]])
+    >>> float(attention_scores(scores, torch.ones(1, 1, 2, 2), torch.tensor([[True, False]])))
+    4.0
+    """
+    if student.shape != teacher.shape:
+        raise ValueError(f"expected as many heads of the student as of the teacher, {teacher.shape[1]}")
+    within = given[:, None, :, None] & given[:, None, None]
+    squares = (student.float() - teacher.float()).square() * within
+    found: Tensor = squares.sum() / (within.sum() * student.shape[1])
     return found

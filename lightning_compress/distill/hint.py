@@ -1,5 +1,6 @@
 """`Hint`: a loss term on what chosen modules of student and teacher put out."""
 
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -12,11 +13,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from lightning_compress.core import lookup, surgery
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.tap import check_names
-from lightning_compress.distill import contrast, features, learned, relations, review
+from lightning_compress.distill import contrast, features, layer_map, learned, relations, review
 from lightning_compress.distill.adapters import Adapted, negative_mean, taken
 from lightning_compress.distill.asking import asked
 
-_OFFERED = ("targets", "index")
+_OFFERED = ("targets", "index", "given")
 Layers = Mapping[str, Tensor]
 
 
@@ -25,7 +26,9 @@ class Hint(nn.Module):
     """`weight * loss(student, teacher, ...)` on the outputs of the modules called `student` and `teacher`.
 
     Names are those of `named_modules()`, one or a list; without `teacher` they are the student's. The terms of several
-    pairs are summed, unless the loss takes them together. `loss` is the name of a function of `distill/features.py` or
+    pairs are summed, unless the loss takes them together. With `layers` both are regular expressions instead, searched
+    in the names, and which of the student's modules learns from which of the teacher's says a function of
+    `distill/layer_map.py`, by name, or a dotted path. `loss` is the name of a function of `distill/features.py` or
     `distill/relations.py`, of a class of `learned.py`, `contrast.py` or `review.py`, or a dotted path; `options` sets
     its own options; `weight` is a number or a schedule of progress.
 
@@ -44,10 +47,15 @@ class Hint(nn.Module):
         loss: str | Callable[..., Any],
         weight: float | Schedule = 1.0,
         options: Mapping[str, Any] | None = None,
+        layers: str | Callable[[int, int], list[tuple[int, int]]] | None = None,
     ) -> None:
         super().__init__()
         self.student = _names(student)
         self.teacher = self.student if teacher is None else _names(teacher)
+        self._map = None if layers is None else lookup.function(layers, layer_map)
+        self._patterns = self.student, self.teacher
+        if self._map is not None and max(len(names) for names in self._patterns) > 1:
+            raise ValueError("Hint: with layers, student and teacher are one regular expression each, not lists")
         if len(self.student) != len(self.teacher) or not self.student:
             raise ValueError(
                 "Hint: expected as many modules of the teacher as of the student, one or more; "
@@ -61,6 +69,29 @@ class Hint(nn.Module):
         #: What is learned for each pair, or for all together; made by `build`.
         self.parts = nn.ModuleList()
         self._asked: frozenset[str] = frozenset()
+
+    def find(self, student: nn.Module, teacher: nn.Module) -> None:
+        """With `layers`, look for the modules that the expressions mean.
+
+        Raises:
+            ValueError: there are none, or fewer of the teacher than of the student.
+        """
+        if self._map is None:
+            return
+        ours, theirs = (_matches(net, *names) for net, names in zip((student, teacher), self._patterns, strict=True))
+        pairs = self._map(len(ours), len(theirs))
+        if len(ours) > len(theirs) or not pairs:
+            raise ValueError(
+                f"Hint: {getattr(self._map, '__name__', self._map)!r} needs at least as many layers of the teacher as "
+                f"of the student, and pairs the student's; got {len(ours)} of the student and {len(theirs)} of the "
+                f"teacher for {self._patterns[0][0]!r}: choose another teacher, or another map"
+            )
+        self.student = tuple(ours[one] for one, _ in pairs)
+        self.teacher = tuple(theirs[other] for _, other in pairs)
+
+    def asks(self, name: str) -> bool:
+        """Whether the loss asks for what is offered as `name`, once it is built."""
+        return name in self._asked
 
     def _groups(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
         """The pairs that one part takes."""
@@ -103,8 +134,10 @@ class Hint(nn.Module):
         margin = _margin(model.get_submodule(theirs[0])) if "margin" in wanted else None
         part = Adapted(partial(self.loss, **self.options), _shapes(student), _shapes(teacher), margin)
         with surgery.evaluating(part), torch.no_grad():  # what cannot work is known before anything is trained
-            places = torch.arange(len(teacher))
-            part(student, teacher, **{name: places for name in self._asked})
+            known: dict[str, Tensor] = dict.fromkeys(("targets", "index"), torch.arange(len(teacher)))
+            if self.asks("given"):
+                known["given"] = torch.ones(len(teacher), teacher.shape[-2], dtype=torch.bool)
+            part(student, teacher, **{name: known[name] for name in self._asked})
         return part
 
     def prepare(self, batches: Callable[[], Iterator[Layers]]) -> None:
@@ -114,7 +147,7 @@ class Hint(nn.Module):
                 part.prepare(lambda names=theirs: (self._of(found, names) for found in batches()))  # type: ignore[operator]
 
     def forward(self, student: Layers, teacher: Layers, offered: Mapping[str, Any]) -> Tensor:
-        """The sum over the parts, in float32 whatever the networks run in; `offered` has `targets` and `index`."""
+        """The sum over the parts, in float32 whatever the networks run in; `offered` are targets, index and given."""
         known = {name: offered[name] for name in self._asked}
         if known.get("index", 0) is None:
             raise ValueError("Distill: a hint needs to know samples again; give batches (inputs, targets, index, view)")
@@ -127,6 +160,17 @@ class Hint(nn.Module):
 
 def _names(given: str | Sequence[str]) -> tuple[str, ...]:
     return (given,) if isinstance(given, str) else tuple(given)
+
+
+def _matches(model: nn.Module, pattern: str) -> list[str]:
+    found = [name for name, _ in model.named_modules() if re.search(pattern, name)]
+    if not found:
+        names = [name for name, _ in model.named_modules() if name]
+        raise ValueError(
+            f"Hint: no module of {type(model).__name__} matches {pattern!r}: it has {', '.join(names[:8])}, ... "
+            f"({len(names)} names)"
+        )
+    return found
 
 
 def _shapes(given: Any) -> Any:

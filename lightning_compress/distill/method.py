@@ -71,7 +71,7 @@ class Distill(Method):
         self.hints, self._names = nn.ModuleList(hints.values()), [f"hint/{name}" for name in hints]
         self.teacher = as_teacher(teacher)
         self._check_terms()
-        self.taps = tuple(dict.fromkeys(name for hint in hints.values() for name in hint.student))
+        self._padding_id: int | None = None
         names = [*([_NAME] if self.function is not None else []), *self._names]
         self._effects = Effects(names)
         self.balance: Balance = lookup.among(balance, BALANCES, owner="Distill: balance")(names)
@@ -101,12 +101,18 @@ class Distill(Method):
         """Build what hints learn to the shapes of both networks' features; the student must not be its own teacher."""
         self.teacher.must_differ(model, owner="Distill")
         if self.hints:
+            for hint in self._hints():
+                hint.find(model, self.teacher.model)
+            self.taps = tuple(dict.fromkeys(name for hint in self._hints() for name in hint.student))
             names = list(dict.fromkeys(name for hint in self._hints() for name in hint.teacher))
             student = outputs_of(model, self.taps, example)
             teacher = outputs_of(self.teacher.model, names, example)
             for hint in self._hints():
                 hint.build(student, teacher, self.teacher.model)
             self.teacher.tap(names)
+            self._padding_id = getattr(model, "padding_id", None)
+            if self._padding_id is None and any(hint.asks("given") for hint in self._hints()):
+                raise ValueError("Distill: a hint needs to know where texts end: expected a model with a padding_id")
         return model
 
     def _hints(self) -> list[Hint]:
@@ -144,7 +150,8 @@ class Distill(Method):
         terms = {}
         if self.function is not None:
             terms[_NAME] = Term(self._term(step, ours, theirs), self.weight(step.progress), list(ours.values()))
-        offered = {"targets": step.targets, "index": step.index}
+        given = None if self._padding_id is None else step.inputs != self._padding_id
+        offered = {"targets": step.targets, "index": step.index, "given": given}
         for name, hint in zip(self._names, self._hints(), strict=True):
             looked_at = [step.features[layer] for layer in hint.student]
             term = hint(step.features, self.teacher.features, offered)

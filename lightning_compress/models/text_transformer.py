@@ -12,7 +12,8 @@ from lightning_compress.models.width import scaled
 class Attention(nn.Module):
     """Multi-head self-attention of four plain linear layers (Vaswani et al. 2017, arXiv 1706.03762).
 
-    Takes (B, T, features) and which positions are texts, bool (B, T); gives (B, T, features).
+    Takes (B, T, features) and which positions are texts, bool (B, T); gives (B, T, features). The child `scores` puts
+    out the scores before mask and softmax, (B, heads, T, T).
     """
 
     def __init__(self, features: int, heads: int) -> None:
@@ -20,12 +21,13 @@ class Attention(nn.Module):
         self.heads = heads
         self.query, self.key, self.value = (nn.Linear(features, features) for _ in range(3))
         self.out = nn.Linear(features, features)
+        self.scores = nn.Identity()
 
     def forward(self, inputs: Tensor, given: Tensor) -> Tensor:
         """Mix the positions that are given."""
         layers = self.query, self.key, self.value
         query, key, value = (layer(inputs).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in layers)
-        scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+        scores = self.scores(query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5)
         shares = scores.masked_fill(~given[:, None, None], torch.finfo(scores.dtype).min).softmax(-1)
         mixed: Tensor = self.out((shares @ value).transpose(1, 2).flatten(2))
         return mixed

@@ -132,14 +132,18 @@ def _counts(model: nn.Module, group: Group, left: int) -> list[Edit]:
 
     Those are the number of heads and, as "dim" or "size", the width of all together. The width of one head stays.
     """
-    owner = commonpath([member.layer.replace(".", "/") for member in group.members]).replace("/", ".")
-    module = model.get_submodule(owner)
     width = next(len(member.index) for member in group.members if member.side == "in")
-    if isinstance(module, nn.MultiheadAttention):
-        return []
     made = []
-    for name, value in vars(module).items():
-        whole, now = (width, width // group.size * left) if re.search("dim|size", name) else (group.size, left)
-        if "head" in name and type(value) is int and value == whole:
-            made.append(edits.set_count(owner, name, now))
+    # All of a head, or query, key and value alone: the layer behind may be in a module of its own.
+    for owner in dict.fromkeys(_around(group, sides) for sides in (("in", "out"), ("out",))):
+        module = model.get_submodule(owner)
+        for name, value in {} if isinstance(module, nn.MultiheadAttention) else vars(module).items():
+            whole, now = (width, width // group.size * left) if re.search("dim|size", name) else (group.size, left)
+            if "head" in name and type(value) is int and value == whole:
+                made.append(edits.set_count(owner, name, now))
     return made
+
+
+def _around(group: Group, sides: Collection[str]) -> str:
+    layers = [member.layer.replace(".", "/") for member in group.members if member.side in sides]
+    return commonpath(layers).replace("/", ".")

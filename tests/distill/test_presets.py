@@ -9,6 +9,8 @@ from lightning_compress.cli import main
 from lightning_compress.run.config import CONF, compose
 
 PRESETS = sorted(path.stem for path in (CONF / "distill").glob("*.yaml") if path.stem != "none")
+#: Of texts: tests/run/test_huggingface.py.
+TEXTS = {"distilbert", "pkd", "tinybert"}
 
 
 def _terms(name: str) -> set[str]:
@@ -19,7 +21,12 @@ def _terms(name: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name == "attention" else [pytest.mark.slow]) for name in PRESETS]
+    "name",
+    [
+        pytest.param(name, marks=[] if name == "attention" else [pytest.mark.slow])
+        for name in PRESETS
+        if name not in TEXTS
+    ],
 )
 def test_every_preset_trains(name: str, tmp_path: Path) -> None:
     networks = ["model=resnet8", "model.width=0.25", "model@teacher.model=resnet20", "teacher.model.width=0.5"]
