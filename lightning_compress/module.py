@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from lightning_compress.core import moments
 from lightning_compress.core.compiled import compiled
 from lightning_compress.core.compressor import Batches, Compressor
+from lightning_compress.core.inputs import arguments
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
 from lightning_compress.core.task import Task
@@ -78,7 +79,8 @@ class CompressionModule(pl.LightningModule):
 
     def forward(self, inputs: Any) -> Any:
         """The model's outputs."""
-        return self._call[0](inputs)
+        args, named = arguments(inputs)
+        return self._call[0](*args, **named)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """The optimizer over the model and the methods' own learnables, and the scheduler, stepped with it."""

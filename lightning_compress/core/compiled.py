@@ -21,12 +21,12 @@ def compiled(model: nn.Module) -> Callable[..., Any]:
     """
     call = torch.compile(model)
 
-    def forward(inputs: Any) -> Any:
+    def forward(*args: Any, **named: Any) -> Any:
         again = all(parameter.is_cpu for parameter in model.parameters())
         with (
             dynamo_config.patch(skip_nnmodule_hook_guards=False),
             autograd_config.patch(aggressive_recomputation=again),
         ):
-            return call(inputs)
+            return call(*args, **named)
 
     return forward

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.core import recurrent
+from lightning_compress.core.inputs import call
 from lightning_compress.core.tap import remove_taps
 
 
@@ -208,7 +209,7 @@ def watched(
     handles += [model.get_submodule(name).register_forward_hook(hook) for name, hook in after.items()]
     try:
         with evaluating(model), watch:
-            model(example)
+            call(model, example)
     finally:
         for handle in handles:
             handle.remove()

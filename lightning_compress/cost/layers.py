@@ -7,14 +7,15 @@ from functools import cache, partial
 from typing import Any, final
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_compress.core import forms, surgery
+from lightning_compress.core.inputs import rows
 from lightning_compress.cost.macs import macs
 from lightning_compress.cost.params import num_params
 
 
-def input_shapes(model: nn.Module, example: Tensor, names: Iterable[str]) -> dict[str, list[torch.Size]]:
+def input_shapes(model: nn.Module, example: Any, names: Iterable[str]) -> dict[str, list[torch.Size]]:
     """Shapes of what each of the layers `names` takes for one sample: one for each call.
 
     >>> input_shapes(nn.Sequential(nn.Linear(4, 2)), torch.zeros(2, 4), ["0"])
@@ -26,7 +27,7 @@ def input_shapes(model: nn.Module, example: Tensor, names: Iterable[str]) -> dic
         shapes[name].append(args[0].shape)
 
     before = {name: partial(note, name) for name in shapes}
-    surgery.watched(model, example[:1], nullcontext(), before=before, after={})
+    surgery.watched(model, rows(example, slice(1)), nullcontext(), before=before, after={})
     return shapes
 
 
@@ -50,7 +51,7 @@ class Prices:
     ((72, 64), (40, 32), False)
     """
 
-    def __init__(self, model: nn.Module, example: Tensor, names: Iterable[str]) -> None:
+    def __init__(self, model: nn.Module, example: Any, names: Iterable[str]) -> None:
         self._layers = {name: model.get_submodule(name) for name in names}
         self._shapes = input_shapes(model, example, self._layers)
         self.whole = {name: layer_cost(layer, self._shapes[name]) for name, layer in self._layers.items()}

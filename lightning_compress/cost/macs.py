@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.core import recurrent, surgery
+from lightning_compress.core.inputs import call, rows
 from lightning_compress.core.weight import Place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -56,7 +57,7 @@ class _Counter:
         return hook
 
 
-def macs(model: nn.Module, example: Tensor) -> dict[str, int]:
+def macs(model: nn.Module, example: Any) -> dict[str, int]:
     """Count multiply-accumulates of every convolution, linear and recurrent layer for one sample.
 
     Padding counts as in the dense kernel; bias, batch norm, activations, pooling and matrix products that are
@@ -67,7 +68,7 @@ def macs(model: nn.Module, example: Tensor) -> dict[str, int]:
 
     Args:
         model: on the device of `example`.
-        example: a batch, (B, ...).
+        example: a batch of inputs, each (B, ...).
 
     Raises:
         ValueError: when the model holds a bilinear or `nn.MultiheadAttention` layer, which has no rule.
@@ -91,7 +92,7 @@ def macs(model: nn.Module, example: Tensor) -> dict[str, int]:
     try:
         model.eval()
         with torch.no_grad():
-            model(example[:1])
+            call(model, rows(example, slice(1)))
     finally:
         for handle in handles:
             handle.remove()

@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import final
+from typing import Any, final
 
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.grid import arithmetic_bits
@@ -37,7 +37,7 @@ class LayerCost:
 def layer_table(
     model: nn.Module,
     stored: Mapping[str, Stored],
-    example: Tensor,
+    example: Any,
     bytes_per_tensor: Mapping[str, int] | None = None,
 ) -> list[LayerCost]:
     """Tabulate the layers of a finalized model: every module that holds tensors, in the model's order.
@@ -49,7 +49,7 @@ def layer_table(
     Args:
         model: plain modules, input quantizers as children of their layers.
         stored: one entry per tensor of the model, tied ones once.
-        example: a batch, (B, ...).
+        example: a batch of inputs, each (B, ...).
         bytes_per_tensor: length in the packed file by name in `stored`; without it, bytes are 0.
 
     Raises:

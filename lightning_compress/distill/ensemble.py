@@ -1,7 +1,7 @@
 """`Ensemble`: several networks that put out one answer."""
 
 from collections.abc import Sequence
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor, nn
@@ -40,9 +40,9 @@ class Ensemble(nn.Module):
         self.register_buffer(self._shares, torch.tensor(given) / sum(given))
         self.mean = mean
 
-    def forward(self, inputs: Tensor) -> Tensor:
-        """The mean, in float32."""
-        outputs = [member(inputs) for member in self.members]
+    def forward(self, *inputs: Any, **named: Any) -> Tensor:
+        """The mean, in float32, of what the members put out for the same arguments."""
+        outputs = [member(*inputs, **named) for member in self.members]
         if len({each.shape for each in outputs}) > 1:
             raise ValueError(f"Ensemble: members must put out one shape, got {[tuple(each.shape) for each in outputs]}")
         logits = torch.stack(outputs).float()  # [members, batch, classes, ...]

@@ -5,7 +5,7 @@ are samples like any other, and the loss is the mean over all of them.
 
 What else a loss needs it asks for by the names of its parameters: `temperature`, which softens the outputs, and
 `targets` [batch, ...], the int64 labels. Further parameters have defaults and are its own options. A function of yours,
-given by its dotted path, has the same form.
+given by its dotted path, has the same form. Numbers that are not logits, as of a regression, take `mse`.
 """
 
 import torch
@@ -54,7 +54,7 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
-    """Mean squared difference of logits (Ba 2014, arXiv 1312.6184).
+    """Mean squared difference of logits (Ba 2014, arXiv 1312.6184), or of any outputs.
 
     >>> float(mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 4.0]])))
     2.0

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, final
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.inputs import call
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.task import by_head, named_loss
@@ -77,7 +78,7 @@ class Mutual(Method):
     def loss(self, step: Step) -> dict[str, Tensor]:
         """The student's term, and the peers' losses."""
         temperature, weight = self.temperature(step.progress), self.weight(step.progress)
-        cohort = [step.outputs, *(peer(step.inputs) for peer in self.peers)]
+        cohort = [step.outputs, *(call(peer, step.inputs) for peer in self.peers)]
         heads = [by_head(outputs) for outputs in cohort]
         _check_alike(heads)
         apart = [_apart(number, heads, temperature) for number in range(len(heads))]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lightning_compress.core import surgery
+from lightning_compress.core.inputs import call
 from lightning_compress.core.method import Method, Stage, Step
 from lightning_compress.core.schedule import Schedule, as_schedule
 from lightning_compress.core.tap import Taps
@@ -77,7 +78,7 @@ class OwnTeacher(Method):
         twin = surgery.plain(model, below=True)  # quantizers have seen nothing yet
         taps = Taps(twin, self.taps)
         with surgery.evaluating(twin):
-            classes = {head: outputs.shape[1] for head, outputs in by_head(twin(example)).items()}
+            classes = {head: outputs.shape[1] for head, outputs in by_head(call(twin, example)).items()}
         widths = {name: _width(name, taps.features.get(name)) for name in self.taps}
         for name in self.shallow:
             width = widths[self.deepest or name]

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.core.compiled import compiled
+from lightning_compress.core.inputs import arguments, device_of, rows
 from lightning_compress.core.method import Step
 from lightning_compress.core.tap import Taps
 
@@ -113,10 +114,11 @@ class Teacher:
         return self._found
 
     @torch.no_grad()
-    def __call__(self, inputs: Tensor, index: Tensor | None = None, view: Tensor | None = None) -> Any:
+    def __call__(self, inputs: Any, index: Tensor | None = None, view: Tensor | None = None) -> Any:
         """The teacher's outputs for a batch."""
-        if self._device != inputs.device:
-            self._move(inputs.device)
+        device = device_of(inputs)
+        if self._device != device:
+            self._move(device)
         if not self.cache:
             return self._run(inputs)
         if index is None or view is None or bool((view < 0).any()):
@@ -126,11 +128,12 @@ class Teacher:
             )
         return self._cached(inputs, index, view)
 
-    def _run(self, inputs: Tensor) -> Any:
+    def _run(self, inputs: Any) -> Any:
+        args, named = arguments(inputs)
         if not self.bf16:
-            return self._call(inputs)
-        with torch.autocast(inputs.device.type, dtype=torch.bfloat16):
-            return self._call(inputs)
+            return self._call(*args, **named)
+        with torch.autocast(device_of(inputs).type, dtype=torch.bfloat16):
+            return self._call(*args, **named)
 
     def _move(self, device: torch.device) -> None:
         self._device, self._kept = device, {}
@@ -138,7 +141,7 @@ class Teacher:
         if not self._outputs:
             self.model.to(device)
 
-    def _cached(self, inputs: Tensor, index: Tensor, view: Tensor) -> Tensor:
+    def _cached(self, inputs: Any, index: Tensor, view: Tensor) -> Tensor:
         first = int(view[0])
         if bool((view == first).all()):
             if self._outputs:
@@ -146,7 +149,10 @@ class Teacher:
                     raise ValueError(f"teacher: a batch in view {first}, and outputs of {len(self._outputs)} views")
                 return self._outputs[max(first - 1, 0)][index]
             return self._kept.setdefault(first, _Kept(self._run))(inputs, index)
-        outputs = [self._cached(inputs[at : at + 1], index[at : at + 1], view[at : at + 1]) for at in range(len(view))]
+        outputs = [
+            self._cached(rows(inputs, slice(at, at + 1)), index[at : at + 1], view[at : at + 1])
+            for at in range(len(view))
+        ]
         return torch.cat(outputs)
 
 
@@ -154,19 +160,19 @@ class Teacher:
 class _Kept:
     """What `run` puts out for one view of each sample, by the sample's index."""
 
-    def __init__(self, run: Callable[[Tensor], Any]) -> None:
+    def __init__(self, run: Callable[[Any], Any]) -> None:
         self._run = run
         self._outputs = torch.empty(0)
         self._known = torch.empty(0, dtype=torch.bool)
 
-    def __call__(self, inputs: Tensor, index: Tensor) -> Tensor:
+    def __call__(self, inputs: Any, index: Tensor) -> Tensor:
         """The outputs, computed for those that are new."""
         size = 1 + int(index.max())
         if size > len(self._known):
-            self._known = _grown(self._known, torch.zeros(2 * size, dtype=torch.bool, device=inputs.device))
+            self._known = _grown(self._known, torch.zeros(2 * size, dtype=torch.bool, device=device_of(inputs)))
         new = ~self._known[index]
         if bool(new.any()):
-            outputs = self._run(inputs[new])
+            outputs = self._run(rows(inputs, new))
             if not isinstance(outputs, Tensor):
                 raise ValueError("Distill: cache=true keeps one output, and the teacher has several: write cache=false")
             if len(self._outputs) < len(self._known):

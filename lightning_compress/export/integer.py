@@ -11,6 +11,7 @@ from torch.func import functional_call
 
 from lightning_compress.core import grid, surgery
 from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.inputs import arguments
 from lightning_compress.core.method import Compact
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored, along, by_group
@@ -92,10 +93,10 @@ class Deployed(nn.Module):
         self.model = model
         self.coded = nn.ModuleDict({name.replace(".", "/"): tensor for name, tensor in coded.items()})
 
-    def forward(self, inputs: Tensor) -> Any:
+    def forward(self, inputs: Any) -> Any:
         """What the model puts out."""
         tensors = {name.replace("/", "."): tensor() for name, tensor in self.coded.items()}
-        return functional_call(self.model, tensors, (inputs,))
+        return functional_call(self.model, tensors, *arguments(inputs))
 
 
 @final

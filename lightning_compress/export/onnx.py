@@ -17,7 +17,9 @@ from onnxscript import ir
 from onnxscript import opset21 as op
 from torch import Tensor
 from torch.onnx import ONNXProgram
+from torch.utils._pytree import tree_map
 
+from lightning_compress.core.inputs import call, named, rows
 from lightning_compress.core.method import Compact
 from lightning_compress.export import integer
 from lightning_compress.export.integer import Coded, Deployed
@@ -220,7 +222,7 @@ def _round_before_max(graph: ir.Graph) -> None:
 
 
 def export(
-    compact: Compact, example: Tensor, path: str | Path, *, dynamic_batch: bool = True, dynamic_length: bool = False
+    compact: Compact, example: Any, path: str | Path, *, dynamic_batch: bool = True, dynamic_length: bool = False
 ) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
@@ -228,12 +230,13 @@ def export(
     through QuantizeLinear and DequantizeLinear in uint8, clipped below 8 bits; the bias of a layer with both becomes
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
-    `example` is one batch of inputs, float32 or token ids; input and output are called "input" and "output", several
-    outputs by their names, the free dimension "batch". That of token ids, or with `dynamic_length` of any sequence,
-    "length", is free too, and the file's metadata say under that name what it was here.
+    `example` is one batch, float32 or token ids; input and output are called "input" and "output", several inputs as
+    `forward` has them, several outputs by their names, the free dimension "batch". That of token ids, or with
+    `dynamic_length` of a sequence (of several inputs: those of token ids), "length", is free too, and the file's
+    metadata say under that name what it was here.
 
     Raises:
-        ValueError: an activation has more than 8 bits.
+        ValueError: an activation has more than 8 bits, or an input is no tensor.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -241,24 +244,23 @@ def export(
     ...     export(Compact(net, {}), torch.zeros(1, 2), Path(folder) / "model.onnx").name
     'model.onnx'
     """
-    deployed, outputs = integer.deployed(compact), compact.model(example)
-    free: dict[int, str] = {}  # by name alone: how far a length may go is then read off the model, as a table's end
-    dynamic_length = dynamic_length or (dynamic_batch and example.dtype == torch.int64)
-    if dynamic_batch:
-        # Tracing takes a batch of one for a constant.
-        example = torch.cat([example[:1], example[:1]])
-        free[0] = "batch"
-    if dynamic_length:
-        free[1] = LENGTH
+    deployed, outputs = integer.deployed(compact), call(compact.model, example)
+    inputs = named(compact.model, example)
+    texts = [value for value in inputs.values() if len(inputs) == 1 or value.dtype == torch.int64]
+    dynamic_length = dynamic_length or (dynamic_batch and len(inputs) == 1 and texts[0].dtype == torch.int64)
+    free = {0: "batch"} if dynamic_batch else {}  # by name alone: how far a length may go is read off the model
+    of_texts = free | ({1: LENGTH} if dynamic_length else {})
+    shapes = tree_map(lambda value: of_texts if any(value is text for text in texts) else free, example)
+    two = rows(example, torch.tensor([0, 0])) if dynamic_batch else example  # one is taken for a constant
     with _quiet():
         program = torch.onnx.export(
             deployed,
-            (example,),
+            kwargs={"inputs": two},  # a dict in `args` would be taken for these
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes=(free,) if free else None,
-            input_names=["input"],
+            dynamic_shapes={"inputs": shapes} if of_texts else None,
+            input_names=list(inputs),
             output_names=list(outputs) if isinstance(outputs, Mapping) else ["output"],
             custom_translation_table={
                 torch.ops.lightning_compress.dequantize.default: _emit_dequantize,
@@ -267,16 +269,14 @@ def export(
         )
     assert isinstance(program, ONNXProgram)
     _check(program.model.graph, deployed)
-    _unshare(program.model.graph)
-    _pool(program.model.graph)
-    _round_before_max(program.model.graph)
-    _narrow(program.model.graph)
+    for rewrite in (_unshare, _pool, _round_before_max, _narrow):
+        rewrite(program.model.graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
     for node in program.model.graph.all_nodes():
         node.metadata_props.clear()
     if dynamic_length:
-        program.model.metadata_props[LENGTH] = str(example.shape[1])
+        program.model.metadata_props[LENGTH] = str(texts[0].shape[1])
     program.save(str(path))
     Path(path).write_bytes(sealed(Path(path).read_bytes()))
     return Path(path)

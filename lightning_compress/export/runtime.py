@@ -1,6 +1,6 @@
 """ONNX Runtime, on the CPU unless asked otherwise: the only file that imports onnxruntime."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,10 +27,11 @@ def session(
     *,
     kernels: Kernels = "integer",
     provider: Provider = "CPUExecutionProvider",
-) -> Callable[[NDArray[Any]], Any]:
-    """Open an ONNX model, a file or its bytes, with one input; returns `inputs -> outputs`.
+) -> Callable[[Any], Any]:
+    """Open an ONNX model, a file or its bytes; returns `inputs -> outputs`.
 
-    That is an array, or where there are several outputs, a dict of arrays by their names.
+    Inputs are an array, or where there are several, a tuple in the model's order or a dict by name; outputs are an
+    array, or where there are several, a dict of arrays by their names.
 
     All graph optimisations are on. Operators run one after the other on `threads` threads; with one thread nothing
     spins while it waits, so that a measurement does not disturb its neighbours.
@@ -41,8 +42,8 @@ def session(
 
     Raises:
         FileNotFoundError: there is no file at `model`.
-        ValueError: the model cannot be loaded or has not exactly one input, `threads` is below 1, or the
-            `provider` does not start.
+        ValueError: the model cannot be loaded, `threads` is below 1, or the `provider` does not start; when it is
+            called: it cannot be run on these inputs.
 
     Example:
         >>> from onnx import TensorProto, helper
@@ -56,18 +57,36 @@ def session(
     opened = _open(model, threads, kernels, provider)
     inputs = [value.name for value in opened.get_inputs()]
     outputs = [value.name for value in opened.get_outputs()]
-    if len(inputs) != 1:
-        raise ValueError(f"expected an ONNX model with one input, got {inputs} -> {outputs}")
 
-    def run(batch: NDArray[Any]) -> Any:
+    def run(batch: Any) -> Any:
+        given = by_name(batch, inputs)
         try:
-            made = opened.run(outputs, {inputs[0]: batch})
+            made = opened.run(outputs, given)
         except Exception as error:  # the errors of onnxruntime have no base class of their own
-            why = " ".join(str(error).split())
-            raise ValueError(f"{_name(model)} cannot be run on inputs of shape {batch.shape}: {why}") from error
+            why, shapes = " ".join(str(error).split()), ", ".join(str(value.shape) for value in given.values())
+            raise ValueError(f"{_name(model)} cannot be run on inputs of shape {shapes}: {why}") from error
         return np.asarray(made[0]) if len(outputs) == 1 else dict(zip(outputs, map(np.asarray, made), strict=True))
 
     return run
+
+
+def by_name(batch: Any, names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """The arrays of a batch by the names of a model's inputs: a mapping by name, a tuple in their order, or one array.
+
+    Raises:
+        ValueError: they are not as many, or have other names.
+
+    >>> by_name(np.ones(2), ["x"])
+    {'x': array([1., 1.])}
+    """
+    given = dict(batch) if isinstance(batch, Mapping) else None
+    if given is None:
+        several = batch if isinstance(batch, tuple | list) else (batch,)
+        given = dict(zip(names, several, strict=False)) if len(several) == len(names) else {}
+    if given.keys() != set(names):
+        got = ", ".join(batch) if isinstance(batch, Mapping) else type(batch).__name__
+        raise ValueError(f"expected inputs called {', '.join(names)}, by name or in that order; got {got}")
+    return given
 
 
 def check_arguments(model: Path | str | bytes, threads: int) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.inputs import call
 
 
 class ExportMismatchError(RuntimeError):
@@ -16,7 +17,7 @@ class ExportMismatchError(RuntimeError):
 
 
 @torch.no_grad()
-def compare(model: nn.Module, session: Callable[[NDArray[Any]], Any], inputs: Tensor) -> dict[str, float]:
+def compare(model: nn.Module, session: Callable[[Any], Any], inputs: Any) -> dict[str, float]:
     """Distance between the outputs of `model` and of `session`, an exported copy, on the batch `inputs`.
 
     `max_error` and `mean_error` are absolute, `relative_error` is the mean error over the mean size of the outputs,
@@ -27,7 +28,7 @@ def compare(model: nn.Module, session: Callable[[NDArray[Any]], Any], inputs: Te
     >>> compare(net, lambda x: net(torch.from_numpy(x)).numpy(), torch.ones(3, 2))["agreement"]
     1.0
     """
-    return distance(model(inputs), session(inputs.numpy()))
+    return distance(call(model, inputs), session(tree_map(Tensor.numpy, inputs)))
 
 
 def distance(expected: Tensor | Mapping[str, Tensor], got: Any) -> dict[str, float]:

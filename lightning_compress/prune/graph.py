@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core import edits, surgery
 from lightning_compress.core.attention import FewerHeads
+from lightning_compress.core.inputs import call
 from lightning_compress.prune import operations
 from lightning_compress.prune.labels import Labels, Links, constant
 
@@ -49,7 +50,7 @@ def trace(model: nn.Module, example: Any, *, label_input: bool = False) -> Links
         with torch.no_grad(), warnings.catch_warnings(), surgery.evaluating(model), _plain_attention():
             warnings.simplefilter("ignore")
             with _Followed(model, labels):
-                outputs = model(example)
+                outputs = call(model, example)
     except Exception as error:
         raise ValueError(
             f"channel pruning could not trace the model: {error}; expected plain tensor operations"

@@ -9,6 +9,7 @@ from torch import distributed as dist
 from torch.func import functional_call
 
 from lightning_compress.core.curvature import diagonals, products
+from lightning_compress.core.inputs import arguments
 from lightning_compress.core.mask import Mask
 from lightning_compress.core.weight import Weight
 from lightning_compress.prune.patterns import Gated, Pattern, masked_weight, weights_of
@@ -52,7 +53,7 @@ class _TaskLoss:
 
     def __call__(self, inputs: Any, targets: Any) -> Tensor:
         # A mask that is in a stack twice looks like two tied ones, and would not be put back.
-        return self.loss(functional_call(self.model, self.state, (inputs,), tie_weights=False), targets)
+        return self.loss(functional_call(self.model, self.state, *arguments(inputs), tie_weights=False), targets)
 
 
 def squared_change(model: nn.Module, pattern: Pattern, loss: Loss, batches: Batches) -> dict[str, Tensor]:
@@ -82,7 +83,7 @@ def _through_masks(model: nn.Module, pattern: Gated, loss: Loss, batches: Batche
     leaves = [torch.ones_like(mask.mask).requires_grad_() for mask in masks]
     state = {f"{names[mask]}.mask": leaf for mask, leaf in zip(masks, leaves, strict=True)}
     for inputs, targets in batches:
-        value = loss(functional_call(model, state, (inputs,), tie_weights=False), targets)
+        value = loss(functional_call(model, state, *arguments(inputs), tie_weights=False), targets)
         slope = dict(zip(masks, torch.autograd.grad(value, leaves, materialize_grads=True), strict=True))
         yield {name: _summed(found, slope) for name, found in gates.items()}
 

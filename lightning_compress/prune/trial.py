@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from lightning_compress.core import edits, surgery
+from lightning_compress.core.inputs import call
 from lightning_compress.core.method import Edit
 from lightning_compress.prune.groups import Group, cuts, written
 
@@ -56,8 +57,8 @@ def same_outputs(masked: nn.Module, example: Any, made: Callable[[], list[Edit]]
     """Whether a masked model gives the same once the edits that it stands for are `made`; it stays as it is."""
     try:
         with torch.no_grad():
-            wanted = masked(example)
-            got = edits.replay(copy.deepcopy(masked), made())(example)
+            wanted = call(masked, example)
+            got = call(edits.replay(copy.deepcopy(masked), made()), example)
     except Exception:  # whatever a layer says when its shapes no longer fit
         return False
     pairs = list(zip(tree_leaves(wanted), tree_leaves(got), strict=False))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch import distributed as dist
 
 from lightning_compress.core import surgery
+from lightning_compress.core.inputs import call
 from lightning_compress.quantize.base import InputQuantizer
 
 #: As many as TensorRT counts.
@@ -82,7 +83,7 @@ def ranges(
         for quantizer in quantizers:
             quantizer.train()
         for batch in inputs:
-            model(batch)
+            call(model, batch)
             history.append(torch.stack([quantizer.seen for quantizer in quantizers]))
         batches = torch.stack(history)
         found = pooled(batches)
@@ -110,7 +111,7 @@ def _histograms(model: nn.Module, quantizers: Sequence[InputQuantizer], inputs: 
     handles = [q.register_forward_pre_hook(partial(note, row)) for row, q in enumerate(quantizers)]
     try:
         for batch in inputs:
-            model(batch)
+            call(model, batch)
     finally:
         for handle in handles:
             handle.remove()

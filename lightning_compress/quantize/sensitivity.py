@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core import select, surgery
 from lightning_compress.core.curvature import diagonals
+from lightning_compress.core.inputs import call
 from lightning_compress.core.task import named_loss
 from lightning_compress.core.weight import Weight
 from lightning_compress.cost.bops import FLOAT_BITS
@@ -172,7 +173,7 @@ class Sensitivity:
         try:
             with torch.enable_grad(), surgery.evaluating(model):
                 for inputs, targets, *_ in shown:
-                    loss = self.loss(model(inputs), targets)
+                    loss = self.loss(call(model, inputs), targets)
                     total += torch.tensor(traces(loss, list(leaves.values()), self.probes, generator))
         finally:
             for handle in handles:

@@ -150,6 +150,19 @@ def test_each_is_a_differentiable_scalar_that_training_makes_small(name: str) ->
 
 
 @pytest.mark.parametrize("name", LOSSES)
+def test_each_position_of_a_segmentation_is_a_sample(name: str) -> None:
+    student, teacher, targets = torch.randn(2, 6, 3, 4), torch.randn(2, 6, 3, 4), torch.randint(6, (2, 3, 4))
+    one, other = (given.permute(0, 2, 3, 1).reshape(24, 6) for given in (student, teacher))
+    torch.testing.assert_close(_call(name, student, teacher, targets), _call(name, one, other, targets.view(24)))
+
+
+def test_numbers_that_are_no_logits_are_sent_to_mse() -> None:
+    for shape in ((5,), (5, 1), (5, 1, 4, 4)):
+        with pytest.raises(ValueError, match=r"expected logits .* got the shape \[5.*write loss=mse"):
+            kl(torch.randn(shape), torch.randn(shape), 4.0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
 def test_each_takes_half_precision_and_large_logits(name: str) -> None:
     student, teacher, targets = (given.bfloat16() if given.is_floating_point() else given for given in _pair())
     assert torch.equal(_call(name, student, teacher, targets), _call(name, student.float(), teacher.float(), targets))

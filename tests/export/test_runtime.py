@@ -73,8 +73,17 @@ def test_corrupt_models_say_which(tmp_path: Path) -> None:
             runtime.session(content)
 
 
-def test_more_than_one_input_or_no_thread_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"one input, got \['x0', 'x1'\] -> \['y'\]"):
-        runtime.session(tiny_model(num_inputs=2).SerializeToString())
+def test_several_inputs_go_by_name_or_in_order() -> None:
+    session = runtime.session(tiny_model(num_inputs=2).SerializeToString())
+    ours, other = np.array([[1.0, -2.0, 3.0]], np.float32), np.array([[9.0, 1.0]], np.float32)
+    expected = np.maximum(ours @ WEIGHT + other, 0.0)
+    np.testing.assert_allclose(session((ours, other)), expected, rtol=1e-6)
+    np.testing.assert_allclose(session({"x1": other, "x0": ours}), expected, rtol=1e-6)
+    for wrong in (ours, (ours,), {"x0": ours}, {"x0": ours, "x2": other}):
+        with pytest.raises(ValueError, match="expected inputs called x0, x1, by name or in that order; got "):
+            session(wrong)
+
+
+def test_no_thread_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1 thread, got 0"):
         runtime.session(tiny_model().SerializeToString(), threads=0)
