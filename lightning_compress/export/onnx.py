@@ -24,6 +24,7 @@ from lightning_compress.core.method import Compact
 from lightning_compress.export import integer
 from lightning_compress.export.integer import Coded, Deployed
 from lightning_compress.export.sealed import sealed
+from lightning_compress.export.unshare import unshare
 
 #: Known to every onnxruntime that we support; on 1.31 later ones fuse no more into int8 kernels.
 OPSET = 21
@@ -75,20 +76,6 @@ def _check(graph: ir.Graph, deployed: Deployed) -> None:
         lost = coded.codes.dtype != torch.int32 and tuple(coded.codes.shape) not in shapes
         if lost or f"model.{name}" in graph.initializers:
             raise RuntimeError(f"the ONNX exporter of torch {torch.__version__} did not keep the codes of {name!r}")
-
-
-def _unshare(graph: ir.Graph) -> None:
-    """Give each weight a zero point of its own: the exporter merges equal ones, as all-zero ones of one length are.
-
-    ONNX Runtime 1.31 rewrites int8 weights with their zero points to uint8 where exact sums ask for it, and fails on a
-    zero point that it has rewritten already.
-    """
-    for number, node in enumerate(graph):
-        zero = node.inputs[2] if node.op_type == "DequantizeLinear" and len(node.inputs) > 2 else None
-        if zero is not None and zero.is_initializer() and zero.dtype == ir.DataType.INT8 and len(zero.uses()) > 1:
-            own = ir.Value(name=f"{zero.name}_{number}", shape=zero.shape, type=zero.type, const_value=zero.const_value)
-            graph.register_initializer(own)
-            node.replace_input_with(2, own)
 
 
 def _narrow(graph: ir.Graph) -> None:
@@ -244,8 +231,8 @@ def export(
     ...     export(Compact(net, {}), torch.zeros(1, 2), Path(folder) / "model.onnx").name
     'model.onnx'
     """
-    deployed, outputs = integer.deployed(compact), call(compact.model, example)
     inputs = named(compact.model, example)
+    deployed, outputs = integer.deployed(compact), call(compact.model, example)
     texts = [value for value in inputs.values() if len(inputs) == 1 or value.dtype == torch.int64]
     dynamic_length = dynamic_length or (dynamic_batch and len(inputs) == 1 and texts[0].dtype == torch.int64)
     free = {0: "batch"} if dynamic_batch else {}  # by name alone: how far a length may go is read off the model
@@ -269,7 +256,7 @@ def export(
         )
     assert isinstance(program, ONNXProgram)
     _check(program.model.graph, deployed)
-    for rewrite in (_unshare, _pool, _round_before_max, _narrow):
+    for rewrite in (unshare, _pool, _round_before_max, _narrow):
         rewrite(program.model.graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()

@@ -48,15 +48,6 @@ def test_probabilities_are_the_mean_of_each_ones_for_any_batch() -> None:
     torch.testing.assert_close(found.softmax(1), expected)
 
 
-def test_positions_are_averaged_each_by_itself() -> None:
-    members = [nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)]
-    x = torch.randn(2, 3, 5, 6)
-    rows = x.permute(0, 2, 3, 1).reshape(60, 3, 1, 1)
-    for mean in ("probabilities", "logits"):
-        whole, apart = Ensemble(members, [1, 2], mean=mean)(x), Ensemble(members, [1, 2], mean=mean)(rows)
-        torch.testing.assert_close(whole.permute(0, 2, 3, 1).reshape(60, 4), apart.view(60, 4))
-
-
 def test_members_take_several_inputs() -> None:
     members, (a, b) = [nn.Bilinear(2, 3, 4), nn.Bilinear(2, 3, 4)], (torch.randn(5, 2), torch.randn(5, 3))
     expected = (members[0](a, b) + members[1](a, b)) / 2

@@ -1,0 +1,70 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lightning_compress.core.compressor import Compressor
+from lightning_compress.core.inputs import call, rows
+from lightning_compress.core.method import Compact
+from lightning_compress.export import onnx, runtime, verify
+from lightning_compress.quantize.method import Quantize
+
+
+class Twice(nn.Module):
+    """One layer for two inputs."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, one: Tensor, other: Tensor) -> Tensor:
+        outputs: Tensor = self.layer(one) - 2 * self.layer(other).relu()
+        return outputs
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Conv1d(3, 4, 3), nn.Linear(6, 5)])
+def test_a_layer_that_is_called_twice_keeps_its_eight_bits(layer: nn.Module, tmp_path: Path) -> None:
+    shape = {nn.Conv2d: (3, 8, 8), nn.Conv1d: (3, 9), nn.Linear: (6,)}[type(layer)]  # type: ignore[index]
+    inputs = torch.randn(16, *shape), torch.randn(16, *shape)
+    compressor = Compressor([Quantize(8, 8)])
+    model = compressor.attach(Twice(layer), inputs)
+    compressor.prepare(model, [(inputs, None)], trains=False)
+    compact = compressor.finalize(model, inputs)
+    file = onnx.export(compact, inputs, tmp_path / "model.onnx")
+    for kernels in ("integer", "float"):
+        found = verify.compare(compact.model, runtime.session(file, kernels=kernels), inputs)  # type: ignore[arg-type]
+        verify.check(found, verify.tolerance(compact.model))
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_inputs_go_by_the_names_that_forward_has(by_name: bool, tmp_path: Path) -> None:
+    net = Twice(nn.Linear(3, 2)).eval().requires_grad_(False)
+    one, other = torch.randn(5, 3), torch.randn(5, 3)
+    example = {"other": other, "one": one} if by_name else (one, other)
+    session = runtime.session(onnx.export(Compact(net, {}), rows(example, slice(1)), tmp_path / "model.onnx"))
+    found = torch.from_numpy(session({"one": one.numpy(), "other": other.numpy()}))
+    torch.testing.assert_close(found, call(net, example))
+
+
+def test_tokens_beside_numbers_have_their_own_length(tmp_path: Path) -> None:
+    class Read(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding = nn.Embedding(7, 4)
+
+        def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
+            outputs: Tensor = self.embedding(tokens).mean(1) * scale
+            return outputs
+
+    net = Read().eval().requires_grad_(False)
+    example = torch.randint(7, (2, 6)), torch.randn(2, 4)
+    file = onnx.export(Compact(net, {}), example, tmp_path / "model.onnx", dynamic_length=True)
+    other = torch.randint(7, (3, 9)), torch.randn(3, 4)
+    assert verify.compare(net, runtime.session(file), other)["max_error"] < 1e-6
+
+
+def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
+    net = Twice(nn.Identity())
+    with pytest.raises(ValueError, match="Twice takes 'other' as a int, expected a tensor"):
+        onnx.export(Compact(net, {}), (torch.ones(1, 2), 3), tmp_path / "model.onnx")
