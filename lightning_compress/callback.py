@@ -1,19 +1,23 @@
 """`Compress`: the same methods on a LightningModule that somebody already has."""
 
+import copy
 import difflib
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, final
 
 import pytorch_lightning as pl
 from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor, nn
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core import surgery
 from lightning_compress.core.compressor import Batches, Compressor
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.rng import rng_states, set_rng_states
 from lightning_compress.core.tap import Taps
+from lightning_compress.export import files
 
 _CHILD = "lightning_compress"
 Unpack = Callable[[Any], tuple[Any, ...]]
@@ -30,7 +34,8 @@ class Compress(pl.Callback):
     `unpack` turns a batch into `(inputs, targets)`, optionally with a sample index and view; the default takes a batch
     that is such a tuple. `example` is one batch of inputs, needed by methods that trace the model (channel pruning,
     batch-norm folding); the default takes it from the training data. The methods' terms are added to whatever loss the
-    module returns, and their learnables to its optimizer. After training, `finalize()` gives the deployed model.
+    module returns, and their learnables to its optimizer. Several inputs are a tuple or go by name. After training,
+    `finalize()` gives the deployed model, and `save()` writes its files.
 
     Raises:
         ValueError: the methods are out of order; later: the module has no such submodule, optimizes by hand, or has a
@@ -52,6 +57,7 @@ class Compress(pl.Callback):
         self.model = model
         self.unpack = unpack
         self.example = example
+        self._base: nn.Module | None = None
         self._student: nn.Module | None = None
         self._taps: Taps | None = None
         self._batch: tuple[Any, ...] = ()
@@ -77,6 +83,7 @@ class Compress(pl.Callback):
             )
         if self.example is None:
             self.example = self.unpack(next(iter(trainer.fit_loop._data_source.dataloader())))[0]
+        self._base = copy.deepcopy(found)
         self._student = self.compressor.attach(found, self.example)
         self._taps = Taps(self._student, [""])
         surgery.replace(pl_module, self.model, self._student)
@@ -173,6 +180,23 @@ class Compress(pl.Callback):
         if trainer.state.fn == TrainerFn.FITTING:
             self._rng = checkpoint["rng"]
             set_rng_states(checkpoint["rng"])
+
+    def save(self, folder: str | Path) -> Compact:
+        """Write the deployed model as `model.lcz` and `model.onnx`, both checked, into `folder`; the model as well.
+
+        `load(folder / "model.lcz", the base network)` gives it back.
+
+        Raises:
+            ValueError: nothing was trained yet, or the model cannot be written.
+            ExportMismatchError: ONNX Runtime computes something else.
+        """
+        compact, home = self.finalize(), Path(folder)
+        home.mkdir(parents=True, exist_ok=True)
+        example = tree_map(lambda each: each.cpu() if isinstance(each, Tensor) else each, self.example)
+        assert self._base is not None
+        files.write_packed(compact, self._base, example, home / files.PACKED, None)
+        files.write_onnx(compact, example, home / files.ONNX)
+        return compact
 
     def finalize(self) -> Compact:
         """The deployed model.

@@ -20,9 +20,10 @@ from lightning_compress.core.inputs import call, rows
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.schedule import Polynomial
 from lightning_compress.distill.method import Distill
-from lightning_compress.export import onnx, packed, runtime, verify
+from lightning_compress.export import runtime, verify
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
+from lightning_compress.run.api import load
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*LeafSpec"),
@@ -183,17 +184,17 @@ def _same(left: Any, right: Any) -> bool:
     return all(map(_same, left, right)) if isinstance(left, list) else bool(left == right)
 
 
-def _deployed(case: Case, compact: Compact, folder: Path) -> None:
+def _deployed(case: Case, callback: Compress, folder: Path) -> Compact:
     """The packed file gives the outputs back bit for bit; ONNX Runtime agrees, also on batches of another size."""
     inputs, _ = _inputs(case)
-    packed.write(compact, folder / "model.lcz")
-    again = packed.rebuild(packed.read(folder / "model.lcz"), case.make())
+    compact, again = callback.save(folder), load(folder / "model.lcz", case.make())
     with torch.no_grad():
         assert torch.equal(call(again, inputs), call(compact.model, inputs))
-    session = runtime.session(onnx.export(compact, rows(inputs, slice(2)), folder / "model.onnx"))
+    session = runtime.session(folder / "model.onnx")
     for number in (1, 50):
         found = verify.compare(compact.model, session, rows(inputs, slice(number)))
         verify.check(found, verify.tolerance(compact.model))
+    return compact
 
 
 @EACH
@@ -208,7 +209,7 @@ def test_all_together_resumed_and_deployed(case: Case, tmp_path: Path) -> None:
     saved = [torch.load(tmp_path / str(seed) / "epoch=3.ckpt", weights_only=True) for seed in (0, 1)]
     for key in ("state_dict", "optimizer_states", "rng", "global_step"):
         assert _same(saved[0][key], saved[1][key]), key
-    compact = callbacks[1].finalize()
+    compact = _deployed(case, callbacks[1], tmp_path)
     weights = [stored for name, stored in compact.stored.items() if name.endswith("weight") and stored.bits == 6]
     assert len(weights) >= 3
     zeros = sum(int((stored.value == 0).sum()) for stored in weights) / sum(s.value.numel() for s in weights)
@@ -218,7 +219,6 @@ def test_all_together_resumed_and_deployed(case: Case, tmp_path: Path) -> None:
         torch.testing.assert_close(
             call(compact.model, inputs), call(modules[1].net.eval(), inputs), atol=1e-4, rtol=1e-4
         )
-    _deployed(case, compact, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["segmentation", "two_inputs"])
@@ -230,7 +230,7 @@ def test_channels_are_really_removed(name: str, tmp_path: Path) -> None:
     half = Prune(Polynomial(last=0.5, end=0.5), pattern="channel", every=2)
     callback = Compress([half, Quantize(8, 8), Distill(teacher, weight=0.5)], model="net")
     _trainer(None, callback, epochs=2).fit(module, _loader(case))
-    compact, (inputs, _) = callback.finalize(), _inputs(case)
+    compact, (inputs, _) = _deployed(case, callback, tmp_path), _inputs(case)
     widths = {name: stored.value.shape[:2] for name, stored in compact.stored.items() if stored.value.dim() == 4}
     if name == "segmentation":  # both sides of each concatenation, and the transposed convolution between
         assert widths["enter.0.weight"] == (4, 1)
@@ -243,7 +243,6 @@ def test_channels_are_really_removed(name: str, tmp_path: Path) -> None:
         assert compact.stored["compare.1.weight"].value.shape == (12, 72)
     with torch.no_grad():  # the masked network, which was trained, gives the same
         torch.testing.assert_close(call(compact.model, inputs), call(module.net.eval(), inputs), atol=1e-4, rtol=1e-4)
-    _deployed(case, compact, tmp_path)
 
 
 def test_a_regression_is_told_what_to_learn_by() -> None:
@@ -260,10 +259,11 @@ def test_a_segmentation_learns_from_its_teacher_pixel_by_pixel() -> None:
 
     class Keep(pl.Callback):
         def on_before_optimizer_step(self, trainer: pl.Trainer, module: pl.LightningModule, _: object) -> None:
-            seen.update({name: p.grad.clone() for name, p in module.net.named_parameters() if p.grad is not None})
+            seen.update({name: p.grad.clone() for name, p in student.named_parameters() if p.grad is not None})
 
     module = Module(lambda: student, case.loss)
-    twin, whole = copy.deepcopy(student), DataLoader([(inputs[at], targets[at]) for at in range(8)], batch_size=8)
+    twin, samples = copy.deepcopy(student), [(inputs[at], targets[at]) for at in range(8)]
+    whole: DataLoader[Any] = DataLoader(samples, batch_size=8)  # type: ignore[arg-type]
     _trainer(None, Compress([Distill(teacher, weight=0.7)], model="net"), Keep(), epochs=1).fit(module, whole)
     ours, theirs = twin(inputs[:8]), teacher(inputs[:8])
     log = (theirs / 4).log_softmax(1) - (ours / 4).log_softmax(1)

@@ -17,6 +17,7 @@ from lightning_compress.core.files import sha256, write_json, write_text
 from lightning_compress.data.labelled import LabelledData
 from lightning_compress.data.text import TOKENIZER
 from lightning_compress.export import runtime, verify
+from lightning_compress.export.files import KERNELS
 from lightning_compress.run import build, measure
 from lightning_compress.run.api import load
 from lightning_compress.run.result import Result
@@ -99,7 +100,7 @@ def _real_samples(model: nn.Module, data: Any, staged: Path) -> dict[str, float]
     inputs = _inputs(pixels, facts)
     limit = verify.tolerance(model)
     gaps = []
-    for kernels in measure.KERNELS:
+    for kernels in KERNELS:
         found = verify.compare(model, runtime.session(staged / measure.ONNX, kernels=kernels), inputs)
         verify.check(found, limit)
         gaps.append(found)

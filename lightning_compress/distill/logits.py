@@ -16,7 +16,16 @@ _TINY = 1e-8
 
 
 def _rows(logits: Tensor) -> Tensor:
-    """Logits [batch, classes, ...] as float32 rows [samples, classes]."""
+    """Logits [batch, classes, ...] as float32 rows [samples, classes].
+
+    Raises:
+        ValueError: there are no two classes to compare.
+    """
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"expected logits [batch, classes, ...] of two classes or more, got the shape {list(logits.shape)}; "
+            "for numbers that are not logits of classes write loss=mse"
+        )
     return logits.float().movedim(1, -1).flatten(0, -2)
 
 

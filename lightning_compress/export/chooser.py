@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from numpy.typing import NDArray
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from lightning_compress.core.inputs import call
 from lightning_compress.core.method import Compact
 from lightning_compress.export import latency, onnx, openvino, pytorch, runtime, verify
 from lightning_compress.export.latency import Latency
 
-Session = Callable[[NDArray[Any]], Any]
+Session = Callable[[Any], Any]
 
 
 @final
@@ -32,10 +32,10 @@ class Deployable:
         return b"DequantizeLinear" in self.onnx.read_bytes()
 
     @torch.no_grad()
-    def expected(self, batch: NDArray[Any]) -> Any:
+    def expected(self, batch: Any) -> Any:
         """What the model puts out: by PyTorch, or by its ONNX operators one by one."""
         if self.compact is not None:
-            return self.compact.model(torch.from_numpy(batch))
+            return call(self.compact.model, tree_map(torch.from_numpy, batch))
         return tree_map(torch.from_numpy, runtime.session(self.onnx, kernels="float")(batch))
 
     def tolerance(self) -> float:
@@ -180,7 +180,7 @@ class Race:
 
 
 def race(
-    models: Mapping[str, Deployable], runtimes: Sequence[Runtime], batch: NDArray[Any], *, threads: int, rounds: int
+    models: Mapping[str, Deployable], runtimes: Sequence[Runtime], batch: Any, *, threads: int, rounds: int
 ) -> Race:
     """Time every model on every one of `runtimes`, all in one call, each beside all others.
 
@@ -213,7 +213,7 @@ def race(
         key: latency.summary(
             samples[key],
             samples[reference],
-            latency.Bench(titles[key[1]], runtime.device_name(), threads, len(batch)),
+            latency.Bench(titles[key[1]], runtime.device_name(), threads, len(tree_leaves(batch)[0])),
         )
         for key in calls
     }
@@ -221,7 +221,7 @@ def race(
 
 
 def _checked(
-    one: Runtime, model: Deployable, threads: int, batch: NDArray[Any], expected: Any, limit: float
+    one: Runtime, model: Deployable, threads: int, batch: Any, expected: Any, limit: float
 ) -> tuple[Callable[[], object], float]:
     """The call to time, and how far its outputs are off."""
     session = one.open(model, threads)

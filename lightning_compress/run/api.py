@@ -9,8 +9,10 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core import shrunk
+from lightning_compress.core.inputs import rows
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.task import Task, by_kind
 from lightning_compress.distill.teacher import Teacher
@@ -39,9 +41,10 @@ def compress(
 ) -> Result:
     """Train `model` under `methods` and write, check and measure the deployed files in `folder`.
 
-    `data` is a LightningDataModule whose batches are `(inputs, targets, ...)`; those of this package know their number
-    of classes, others need a `task`. `trainer` takes arguments of `pl.Trainer`. Model and methods are left as they are.
-    With `resume` a run that was stopped in `folder` goes on, and a finished one is returned.
+    `data` is a LightningDataModule whose batches are `(inputs, targets, ...)`, several inputs as a tuple or by name;
+    those of this package know their number of classes, others need a `task`. `trainer` takes arguments of
+    `pl.Trainer`. Model and methods are left as they are. With `resume` a run that was stopped in `folder` goes on, and
+    a finished one is returned.
 
     Raises:
         ValueError: `folder` holds a run already, no task for data that does not know its classes, or what the methods
@@ -71,7 +74,7 @@ def compress(
         phases=[Phase(lambda: deepcopy(list(methods)), epochs)],
         optimizer=optimizer,
         scheduler=scheduler,
-        example=inputs[:2],
+        example=rows(inputs, slice(2)),
         folder=home,
         trainer={"precision": device.precision(None), **trainer},
         speed={"compile_model": device.compiled(None), "channels_last": device.channels_last(None, model)},
@@ -82,7 +85,7 @@ def compress(
     return _finish(job, inputs, seed, splits=("val", "test") if test else ("val",), known=known)
 
 
-def _finish(job: Job, inputs: Tensor, seed: int, *, splits: Sequence[str], known: dict[str, str]) -> Result:
+def _finish(job: Job, inputs: Any, seed: int, *, splits: Sequence[str], known: dict[str, str]) -> Result:
     started = time.time()
     compact, history = fit(job)
     ranks.part()
@@ -121,11 +124,10 @@ def _task(data: Any) -> Task:
     return by_kind(getattr(data, "task_kind", "classification"), data.num_classes)
 
 
-def _inputs(data: Any) -> Tensor:
+def _inputs(data: Any) -> Any:
     data.prepare_data()
     data.setup("fit")
-    inputs: Tensor = next(iter(data.val_dataloader()))[0]
-    return inputs.cpu().contiguous()
+    return tree_map(lambda each: each.cpu().contiguous(), next(iter(data.val_dataloader()))[0])
 
 
 def load(file: str | Path, model: nn.Module | None = None, allow: Sequence[str] = ()) -> nn.Module:

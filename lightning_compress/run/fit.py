@@ -14,7 +14,7 @@ import pytorch_lightning as pl
 import torch
 from lightning_fabric.utilities.exceptions import MisconfigurationException
 from pytorch_lightning.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from torch import nn
 
 from lightning_compress.core import edits, moments, surgery
 from lightning_compress.core.method import Compact, Edit, Method
@@ -58,7 +58,7 @@ class Job:
     phases: Sequence[Phase]
     optimizer: OptimizerFactory
     scheduler: SchedulerFactory | None
-    example: Tensor
+    example: Any
     folder: Path
     trainer: dict[str, Any] = field(default_factory=dict)
     speed: dict[str, bool] = field(default_factory=dict)

@@ -9,21 +9,21 @@ from typing import Any, final
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from lightning_compress.core import shrunk
 from lightning_compress.core.compressor import read_stored
+from lightning_compress.core.inputs import call, device_of, rows
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
 from lightning_compress.cost.bops import bops, relative_bops
 from lightning_compress.cost.layout import layout_bytes
 from lightning_compress.cost.params import num_nonzeros, num_params
 from lightning_compress.cost.record import LayerCost, layer_table
-from lightning_compress.export import chooser, onnx, packed, runtime, verify
+from lightning_compress.export import chooser, files, onnx, packed
 from lightning_compress.run import priced, ranks
 
-PACKED, ONNX, DENSE, WEIGHTS = "model.lcz", "model.onnx", "dense.onnx", shrunk.WEIGHTS
-KERNELS: tuple[runtime.Kernels, ...] = ("integer", "float")
+PACKED, ONNX, DENSE, WEIGHTS = files.PACKED, files.ONNX, "dense.onnx", shrunk.WEIGHTS
 
 
 @final
@@ -60,8 +60,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -
     training = model.training
     model.eval()
     for inputs, targets, *_ in batches:
-        model.to(inputs.device)
-        outputs = model(inputs)
+        model.to(device_of(inputs))
+        outputs = call(model, inputs)
         loss = float(task.loss(outputs, targets)) * len(targets)
         for part, right, of_part in ranks.gathered((tree_map(Tensor.cpu, outputs), targets.cpu(), loss)):
             metrics.update(part, right)
@@ -73,47 +73,8 @@ def evaluate(model: nn.Module, batches: Iterable[Any], task: Task, split: str) -
     return {f"{split}/loss": total / count, **{f"{split}/{k}": float(v) for k, v in metrics.compute().items()}}
 
 
-def write_packed(
-    compact: Compact, base: nn.Module, inputs: Tensor, path: Path, architecture: dict[str, Any] | None
-) -> packed.Packed:
-    """Write the packed file and see that it gives back the model's outputs bit for bit; returns what it holds.
-
-    Raises:
-        ValueError: it does not.
-    """
-    packed.write(compact, path, architecture=_about(architecture, inputs))
-    written = packed.read(path)
-    again = packed.rebuild(written, base)
-    with torch.no_grad():
-        pairs = zip(tree_leaves(again(inputs)), tree_leaves(compact.model(inputs)), strict=True)
-        if not all(torch.equal(ours, own) for ours, own in pairs):
-            raise ValueError(f"{path} does not give back the model's outputs bit for bit")
-    return written
-
-
-def _about(architecture: dict[str, Any] | None, inputs: Tensor) -> dict[str, Any]:
-    """What a packed file says of its network and of what that takes: float32 unless it says otherwise."""
-    dtype = {} if inputs.is_floating_point() else {"input_dtype": str(inputs.dtype).removeprefix("torch.")}
-    return {"model": architecture, "input_shape": list(inputs.shape[1:]), **dtype}
-
-
-def write_onnx(compact: Compact, inputs: Tensor, path: Path) -> dict[str, float]:
-    """Write the ONNX file and compare it with the model on real inputs.
-
-    Raises:
-        ExportMismatchError: they disagree by more than rounding explains.
-    """
-    onnx.export(compact, inputs[:2], path)
-    checks: dict[str, float] = {}
-    for kernels in KERNELS:
-        found = verify.compare(compact.model, runtime.session(path, kernels=kernels), inputs)
-        verify.check(found, verify.tolerance(compact.model))
-        checks |= {f"{kernels}/{name}": value for name, value in found.items()}
-    return checks
-
-
 def costs(
-    compact: Compact, base: nn.Module, example: Tensor, written: packed.Packed
+    compact: Compact, base: nn.Module, example: Any, written: packed.Packed
 ) -> tuple[dict[str, Any], list[LayerCost]]:
     """Counts and bytes of the deployed model, in total and by layer; `dense_bytes` is the base network's in float32."""
     rows = layer_table(compact.model, compact.stored, example, written.bytes_per_tensor)
@@ -139,28 +100,28 @@ def costs(
     }, rows
 
 
-def count(compact: Compact, base: nn.Module, example: Tensor, architecture: dict[str, Any] | None) -> dict[str, Any]:
+def count(compact: Compact, base: nn.Module, example: Any, architecture: dict[str, Any] | None) -> dict[str, Any]:
     """Counts and bytes as `costs` gives them, of a model whose packed file nobody wants."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / PACKED
-        packed.write(compact, path, architecture=_about(architecture, example))
-        return costs(compact, base, example[:1], packed.read(path))[0]
+        packed.write(compact, path, architecture=files.about(architecture, example))
+        return costs(compact, base, rows(example, slice(1)), packed.read(path))[0]
 
 
-def export_dense(model: nn.Module, example: Tensor, path: Path) -> Path:
+def export_dense(model: nn.Module, example: Any, path: Path) -> Path:
     """Write the uncompressed float network as ONNX, to be timed beside the compressed one."""
     return onnx.export(Compact(model.eval(), read_stored(model)), example, path)
 
 
-def side_by_side(files: Mapping[str, Path], inputs: Tensor, timing: Timing) -> chooser.Race:
+def side_by_side(models: Mapping[str, Path], inputs: Any, timing: Timing) -> chooser.Race:
     """Latency of ONNX files in milliseconds per batch, all in one call, each on every one of the runtimes asked for."""
-    models = {name: chooser.Deployable(path) for name, path in files.items()}
-    batch = np.resize(inputs.numpy(), (timing.batch_size, *inputs.shape[1:]))
+    found = {name: chooser.Deployable(path) for name, path in models.items()}
+    batch = tree_map(lambda each: np.resize(each.numpy(), (timing.batch_size, *each.shape[1:])), inputs)
     runtimes = chooser.here(timing.runtimes)
-    return chooser.race(models, runtimes, batch, threads=timing.threads, rounds=timing.rounds)
+    return chooser.race(found, runtimes, batch, threads=timing.threads, rounds=timing.rounds)
 
 
-def time_beside(dense: Path, model: Path, inputs: Tensor, timing: Timing) -> dict[str, Any]:
+def time_beside(dense: Path, model: Path, inputs: Any, timing: Timing) -> dict[str, Any]:
     """Latency of an ONNX file beside the dense one, as a Result's cost has it: each on its own fastest runtime.
 
     Where a runtime could not run one of them or ran it wrongly, `runtimes_left_out` says so.
@@ -184,7 +145,7 @@ def time_beside(dense: Path, model: Path, inputs: Tensor, timing: Timing) -> dic
 def measure(
     compact: Compact,
     make: Callable[[], nn.Module],
-    inputs: Tensor,
+    inputs: Any,
     folder: Path,
     *,
     architecture: dict[str, Any] | None,
@@ -192,19 +153,19 @@ def measure(
 ) -> tuple[dict[str, str], dict[str, float], dict[str, Any], list[dict[str, Any]]]:
     """Write, check, count and time: names of the files, what the checks saw, the costs, the per-layer table.
 
-    `make` builds the base network; `inputs` are real samples, [number, ...], on the CPU.
+    `make` builds the base network; `inputs` are real samples, each [number, ...], on the CPU.
     """
-    written = write_packed(compact, make(), inputs, folder / PACKED, architecture)
+    written = files.write_packed(compact, make(), inputs, folder / PACKED, architecture)
     shrunk.save(compact, folder)
-    cost, rows = costs(compact, make(), inputs[:1], written)
-    files, checks = {"packed": PACKED, "weights": WEIGHTS, "edits": shrunk.EDITS}, {}
+    cost, table = costs(compact, make(), rows(inputs, slice(1)), written)
+    found, checks = {"packed": PACKED, "weights": WEIGHTS, "edits": shrunk.EDITS}, {}
     if timing.onnx or timing.latency:
-        checks = write_onnx(compact, inputs, folder / ONNX)
+        checks = files.write_onnx(compact, inputs, folder / ONNX)
         own = folder / DENSE
-        dense = timing.reference or (own if timing.table else export_dense(make(), inputs[:2], own))
-        files["onnx"] = ONNX
+        dense = timing.reference or (own if timing.table else export_dense(make(), rows(inputs, slice(2)), own))
+        found["onnx"] = ONNX
         if timing.latency and timing.table:
             cost |= priced.price_beside(dense, folder / ONNX, priced.table_of(asdict(timing)))
         elif timing.latency:
             cost |= time_beside(dense, folder / ONNX, inputs, timing)
-    return files, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in rows]
+    return found, checks, cost, [{**asdict(row), "shape": list(row.shape)} for row in table]

@@ -18,6 +18,7 @@ from lightning_compress.cost.macs import macs
 from lightning_compress.data.labelled import LabelledData
 from lightning_compress.distill.teacher import fingerprint
 from lightning_compress.export import pieces
+from lightning_compress.export.files import write_onnx
 from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
 from lightning_compress.run.figures import figures
 from lightning_compress.run.fit import Job, Phase, fit
@@ -145,7 +146,7 @@ def _fit(setting: _Setting, rungs: Rungs, started: float, report: Report | None)
         if rungs.ask(result, len(history)):
             return ranks.shared(None)
         if "onnx" in result.files:
-            measure.write_onnx(compact, sample(setting.data), setting.folder / result.files["onnx"])
+            write_onnx(compact, sample(setting.data), setting.folder / result.files["onnx"])
         return ranks.shared(result)
 
     try:

@@ -25,7 +25,7 @@ class Twice(nn.Module):
 
 @pytest.mark.parametrize("layer", [nn.Conv2d(3, 4, 3), nn.Conv1d(3, 4, 3), nn.Linear(6, 5)])
 def test_a_layer_that_is_called_twice_keeps_its_eight_bits(layer: nn.Module, tmp_path: Path) -> None:
-    shape = {nn.Conv2d: (3, 8, 8), nn.Conv1d: (3, 9), nn.Linear: (6,)}[type(layer)]  # type: ignore[index]
+    shape = {nn.Conv2d: (3, 8, 8), nn.Conv1d: (3, 9), nn.Linear: (6,)}[type(layer)]
     inputs = torch.randn(16, *shape), torch.randn(16, *shape)
     compressor = Compressor([Quantize(8, 8)])
     model = compressor.attach(Twice(layer), inputs)
@@ -33,7 +33,7 @@ def test_a_layer_that_is_called_twice_keeps_its_eight_bits(layer: nn.Module, tmp
     compact = compressor.finalize(model, inputs)
     file = onnx.export(compact, inputs, tmp_path / "model.onnx")
     for kernels in ("integer", "float"):
-        found = verify.compare(compact.model, runtime.session(file, kernels=kernels), inputs)  # type: ignore[arg-type]
+        found = verify.compare(compact.model, runtime.session(file, kernels=kernels), inputs)
         verify.check(found, verify.tolerance(compact.model))
 
 

@@ -165,3 +165,34 @@ def test_compress_without_an_epoch_quantizes_what_it_is_given(tmp_path: Path) ->
     deployed, inputs = load(tmp_path / "run" / "model.lcz", model), Digits().example
     with torch.no_grad():
         torch.testing.assert_close(deployed(inputs), model.eval()(inputs), atol=0.1, rtol=0.1)
+
+
+class _Pairs(pl.LightningDataModule):
+    """Two measurements by name, and whether the first is the larger."""
+
+    def train_dataloader(self) -> "DataLoader[Any]":
+        left, right = torch.randn(64, 3), torch.randn(64, 3)
+        samples = [({"input1": a, "input2": b}, int(a.sum() > b.sum())) for a, b in zip(left, right, strict=True)]
+        return DataLoader(samples, batch_size=16)  # type: ignore[arg-type]
+
+    val_dataloader = train_dataloader
+
+
+class _Compare(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc1, self.fc2 = nn.Linear(6, 16), nn.Linear(16, 2)
+
+    def forward(self, input1: torch.Tensor, input2: torch.Tensor) -> torch.Tensor:
+        outputs: torch.Tensor = self.fc2(self.fc1(torch.cat([input1, input2], 1)).relu())
+        return outputs
+
+
+@pytest.mark.filterwarnings("ignore:.*many workers")
+def test_a_network_of_two_inputs(tmp_path: Path) -> None:
+    task = classification(2)
+    result = compress(_Compare(), _Pairs(), [Prune(0.5, every=2)], epochs=1, folder=tmp_path / "run", task=task)
+    assert result.cost["latency_ms"] > 0
+    assert result.cost["macs"] == 6 * 16 + 16 * 2
+    model = load(tmp_path / "run" / "model.lcz", _Compare())
+    assert model(torch.ones(1, 3), torch.ones(1, 3)).shape == (1, 2)

@@ -11,7 +11,7 @@ from lightning_compress.core import surgery
 from lightning_compress.core.compressor import read_stored
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import classification
-from lightning_compress.export import chooser, latency, packed, runtime, verify
+from lightning_compress.export import chooser, files, latency, packed, runtime, verify
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.run import measure
 from lightning_compress.run.result import Result
@@ -54,7 +54,7 @@ def test_evaluate_without_a_batch() -> None:
 def test_the_packed_file_gives_back_the_outputs(
     net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path
 ) -> None:
-    measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", {"_target_": "x"})
+    files.write_packed(compact, net, inputs, tmp_path / "m.lcz", {"_target_": "x"})
     found = packed.read(tmp_path / "m.lcz")
     assert found.architecture == {"model": {"_target_": "x"}, "input_shape": [1, 8, 8]}
     assert torch.equal(packed.rebuild(found, net)(inputs), net(inputs))
@@ -71,7 +71,7 @@ def test_a_packed_file_that_does_not_is_refused(
 
     monkeypatch.setattr(packed, "rebuild", spoilt)
     with pytest.raises(ValueError, match="does not give back the model's outputs bit for bit"):
-        measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
+        files.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
 
 
 def test_bit_operations_count_what_is_multiplied(net: nn.Module, compact: Compact, tmp_path: Path) -> None:
@@ -84,7 +84,7 @@ def test_bit_operations_count_what_is_multiplied(net: nn.Module, compact: Compac
         }
         model = surgery.plain(net)
         model.load_state_dict({name: stored.value for name, stored in coded.items()})
-        written = measure.write_packed(Compact(model.eval(), coded), net, example, tmp_path / "m.lcz", None)
+        written = files.write_packed(Compact(model.eval(), coded), net, example, tmp_path / "m.lcz", None)
         return int(measure.costs(Compact(model, coded), net, example, written)[0]["bops"])
 
     macs = measure.count(compact, net, example, None)["macs"]
@@ -95,12 +95,12 @@ def test_bit_operations_count_what_is_multiplied(net: nn.Module, compact: Compac
 def test_an_onnx_file_that_computes_something_else_is_refused(
     net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = measure.write_onnx(compact, inputs, tmp_path / "m.onnx")
+    checks = files.write_onnx(compact, inputs, tmp_path / "m.onnx")
     assert checks["integer/agreement"] == checks["float/agreement"] == 1.0
     assert checks["float/max_error"] < 1e-4
     monkeypatch.setattr(runtime, "session", lambda path, **_: lambda batch: 2 * net(torch.from_numpy(batch)).numpy())
     with pytest.raises(verify.ExportMismatchError, match="off by"):
-        measure.write_onnx(compact, inputs, tmp_path / "m.onnx")
+        files.write_onnx(compact, inputs, tmp_path / "m.onnx")
 
 
 def test_counts(net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path) -> None:
@@ -110,7 +110,7 @@ def test_counts(net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path
     masked = replace(weight, value=weight.value * mask, mask=mask)
     compact.model.load_state_dict({"conv2.weight": masked.value}, strict=False)
     compact = Compact(compact.model, {**compact.stored, "conv2.weight": masked})
-    written = measure.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
+    written = files.write_packed(compact, net, inputs, tmp_path / "m.lcz", None)
     found, rows = measure.costs(compact, net, inputs[:1], written)
     params = sum(p.numel() for p in net.parameters())
     zeros = sum(int((p == 0).sum()) for p in compact.model.parameters())
