@@ -22,13 +22,14 @@ class Logits(nn.Module):
     """A Hugging Face classifier of images or sounds that takes a tensor and returns its logits as a tensor.
 
     Images are (B, C, H, W), the features of sounds (B, 1, T, bins); outputs (B, num_classes). The wrapped model is the
-    child `net`.
+    child `net`; `portable` are arguments that build the network where the folder or hub that it came from is not there.
     """
 
-    def __init__(self, net: nn.Module, task: Task = "image") -> None:
+    def __init__(self, net: nn.Module, task: Task = "image", portable: Mapping[str, object] | None = None) -> None:
         super().__init__()
         self.net = net
         self.task = task
+        self.portable = portable or {}
 
     def forward(self, inputs: Tensor) -> Tensor:
         """Map images, or sounds, to logits."""
@@ -42,12 +43,14 @@ class TextLogits(nn.Module):
     """A Hugging Face text classifier that takes token ids and returns its logits as a tensor.
 
     Inputs are (B, T), where `padding_id` is behind the end of a text and not attended to; outputs (B, num_classes).
+    The wrapped model is the child `net`, and `portable` as of `Logits`.
     """
 
-    def __init__(self, net: nn.Module, padding_id: int) -> None:
+    def __init__(self, net: nn.Module, padding_id: int, portable: Mapping[str, object] | None = None) -> None:
         super().__init__()
         self.net = net
         self.padding_id = padding_id
+        self.portable = portable or {}
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map token ids to logits."""
@@ -103,7 +106,10 @@ def huggingface_model(
         _check_tokens(config, vocab_size, max_length)
     net = _net(name_or_config if pretrained else None, config, task)
     _show_scores(net)
-    return TextLogits(net, padding_id) if task == "text" else Logits(net, task)
+    portable: dict[str, object] = {}
+    if isinstance(name_or_config, str):
+        portable = {"name_or_config": config.to_diff_dict(), "pretrained": False}
+    return TextLogits(net, padding_id, portable) if task == "text" else Logits(net, task, portable)
 
 
 def _check(name_or_config: object, task: object, pretrained: bool, kwargs: Mapping[str, object]) -> None:

@@ -54,6 +54,11 @@ def architecture(node: Config, module: Any, allow: Sequence[str] = ()) -> Config
     return {**node, **filled}
 
 
+def portable(node: Config, base: nn.Module) -> Config:
+    """A complete node for a packed file, which is opened where what `base` was read from, a folder say, may be missing."""
+    return {**node, **getattr(base, "portable", {})}
+
+
 def model(node: Config, *, seed: int, weights: str | None = None, allow: Sequence[str] = ()) -> nn.Module:
     """The network that a complete node describes, initialised from `seed`, with start weights if there are any."""
     with torch.random.fork_rng(devices=[]):

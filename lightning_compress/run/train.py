@@ -119,10 +119,11 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     node = build.architecture(config["model"], data, config["allow"])
     make = build.builder(node, config)
     task = build.task(config, data)
-    build.check_fit(make(), data)
+    base = make()
+    build.check_fit(base, data)
     build.rehearse(config, make, data, partial(teaching.stand_in, config, data))
     teacher = partial(teaching.load_teacher, config, data, folder, train)
-    return _Setting(config, folder, data, node, make, task, teacher)
+    return _Setting(config, folder, data, build.portable(node, base), make, task, teacher)
 
 
 def _priceable(setting: _Setting) -> _Setting:

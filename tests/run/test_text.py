@@ -27,7 +27,7 @@ GOOD, BAD = ["fine", "good", "great", "fun"], ["bad", "dull", "awful", "flat"]
 ABOUT = deploy.About("films", {"val/accuracy": "1"})
 
 
-def _write(folder: Path) -> None:
+def write_films(folder: Path) -> None:
     """Texts of 2 to 11 words, one of which tells the class."""
     draw = np.random.default_rng(0)
     for split, count in (("train", 240), ("validation", 40)):
@@ -55,7 +55,7 @@ def _configure(folder: Path, *overrides: str) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def films(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("films")
-    _write(folder)
+    write_films(folder)
     return folder
 
 
