@@ -55,7 +55,7 @@ def architecture(node: Config, module: Any, allow: Sequence[str] = ()) -> Config
 
 
 def portable(node: Config, base: nn.Module) -> Config:
-    """A complete node for a packed file, which is opened where what `base` was read from, a folder say, may be missing."""
+    """A complete node for a packed file, opened where the folder that `base` was read from, say, may be missing."""
     return {**node, **getattr(base, "portable", {})}
 
 

@@ -77,9 +77,8 @@ def test_presets_compare_the_layers_that_the_papers_say(preset: str) -> None:
     if preset == "distilbert":
         wanted = sum(features.cosine(ours[at], theirs[2 * at], GIVEN) for at in (1, 2))
         torch.testing.assert_close(found["hint/hidden"], wanted)
-        soft = F.kl_div(
-            *(F.log_softmax(net(TOKENS) / 2, 1) for net in (student, teacher)), None, None, "batchmean", True
-        )
+        ours_soft, theirs_soft = (F.log_softmax(net(TOKENS) / 2.0, 1) for net in (student, teacher))
+        soft = F.kl_div(ours_soft, theirs_soft, reduction="batchmean", log_target=True)
         torch.testing.assert_close(found["distill"], 5.0 * 4.0 * soft)
     elif preset == "pkd":
         torch.testing.assert_close(found["hint/patience"], 100.0 * features.patience(ours[1], theirs[2]))
@@ -98,12 +97,11 @@ def test_tinybert_learns_projections_of_hidden_states_and_compares_scores_as_the
     part = method.hints[1].parts[1].adapters[0]
     wanted = F.mse_loss(method.hints[1].parts[0].adapters[0](hidden(student)[1]), hidden(teacher)[2])
     torch.testing.assert_close(found["hint/hidden"], wanted + F.mse_loss(part(hidden(student)[2]), hidden(teacher)[4]))
-    found["hint/scores"].backward()
-    heads = student.get_submodule("net.bert.encoder.layer.1.attention.self.query").weight.grad
+    torch.autograd.backward(found["hint/scores"])
+    heads = student.get_parameter("net.bert.encoder.layer.1.attention.self.query.weight").grad
     assert heads is not None
     assert heads.view(4, 8, 32).abs().sum((1, 2)).min() > 0, "every head learns"
-    layer = student.get_submodule("net.bert.encoder.layer.1.attention.self.value").weight
-    assert isinstance(layer, nn.Parameter)
+    layer = student.get_parameter("net.bert.encoder.layer.1.attention.self.value.weight")
     assert layer.grad is None, "the scores of the last layer know nothing of its values"
 
 

@@ -49,7 +49,7 @@ def trained(model: nn.Module, methods: list[Method], steps: int = 3) -> tuple[Co
         loss = nn.functional.cross_entropy(outputs, targets)
         terms = compressor.loss(compressor.step((tokens, targets), outputs, loss, model))
         optimizer.zero_grad()
-        (loss * compressor.task_weight() + sum(terms.values())).backward()
+        torch.autograd.backward([loss * compressor.task_weight(), *terms.values()])
         optimizer.step()
         compressor.update(model, [optimizer])
     return compressor, model.eval()

@@ -44,10 +44,10 @@ def test_a_sound_classifier() -> None:
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_text_classifier_computes_what_the_library_does(name: str) -> None:
-    model: Any = classifier(name)
+    model = classifier(name)
     assert isinstance(model, TextLogits)
     tokens = texts()
-    wanted = copy.deepcopy(model.net)
+    wanted: Any = copy.deepcopy(model.net)
     wanted.set_attn_implementation("sdpa")
     torch.testing.assert_close(
         model(tokens), wanted(input_ids=tokens, attention_mask=(tokens != 0).long()).logits, atol=1e-6, rtol=1e-5
@@ -72,11 +72,13 @@ def test_scores_are_of_queries_and_keys(name: str) -> None:
     }[name]
     taps = Taps(model, [f"{layer}.{part}" for part in (query, key, "scores")])
     model(tokens)
-    queries, keys, scores = taps.features.values()
-    wanted = torch.einsum("bihd,bjhd->bhij", *(x.unflatten(-1, (4, 16)) for x in (queries, keys))) / 4.0
+    queries, keys = (taps.features[f"{layer}.{part}"].view(3, 12, 4, 16) for part in (query, key))
+    scores = taps.features[f"{layer}.scores"]
+    wanted = torch.einsum("bihd,bjhd->bhij", queries, keys) / 16**0.5
     torch.testing.assert_close(scores, wanted)
 
 
+@pytest.mark.slow
 def test_it_compiles_without_a_graph_break() -> None:
     model, tokens = classifier(), texts()
     torch._dynamo.reset()
