@@ -1,6 +1,7 @@
 """Scikit-learn's handwritten digits: real data that needs no download."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import final
 
 import torch
@@ -10,7 +11,7 @@ from lightning_compress.data.augment import Augment
 from lightning_compress.data.labelled import Batching, LabelledData
 from lightning_compress.data.normalize import Statistic
 from lightning_compress.data.samples import Samples
-from lightning_compress.data.splits import train_val_test
+from lightning_compress.data.splits import held_out
 
 
 @final
@@ -36,6 +37,11 @@ class Digits(LabelledData):
         heads: several questions about each sample, such as {digit: null, parity: [0, 1, 0, ...]}: by name, each
             class's label there, or None for the class itself. Targets are then [B, heads].
         without: classes, by number, of which nothing is trained on; validation, test and the logits keep them.
+        only: digits that there are in all parts, in this order the classes from 0 on; empty: all ten.
+        limit: train on that many samples only, drawn with `split_seed`.
+
+    Raises:
+        ValueError: `only` names something else than digits, each once, or what `data/splits.py` raises.
 
     >>> data = Digits()
     >>> data.num_classes, data.num_train, list(data.example.shape)
@@ -59,6 +65,8 @@ class Digits(LabelledData):
         channels_last: bool = False,
         heads: Mapping[str, Sequence[int] | None] | None = None,
         without: Sequence[int] = (),
+        only: Sequence[int] = (),
+        limit: int | None = None,
     ) -> None:
         super().__init__(
             Batching(
@@ -75,7 +83,10 @@ class Digits(LabelledData):
                 without=without,
             )
         )
+        if not set(only) <= set(range(10)) or len(set(only)) < len(only):
+            raise ValueError(f"only names some of the digits 0 to 9, each once; got {list(only)}")
         self._fractions = {"val_fraction": val_fraction, "test_fraction": test_fraction}
+        self._only, self._limit = list(only), limit
         self._split_seed = split_seed
         self._carved_test: Samples | None = None
 
@@ -84,7 +95,10 @@ class Digits(LabelledData):
         digits = load_digits()
         images = torch.from_numpy(digits.images).float().unsqueeze(1) / 16  # stored as 0..16
         everything = Samples(images, torch.from_numpy(digits.target).long(), [str(d) for d in digits.target_names])
-        train, val, test = train_val_test(everything.labels, **self._fractions, seed=self._split_seed)
+        if self._only:
+            everything = _only(everything, self._only)
+        train, val, test = held_out(everything.labels, **self._fractions, seed=self._split_seed, limit=self._limit)
+        assert test is not None
         self._carved_test = everything.subset(test)
         return everything.subset(train), everything.subset(val)
 
@@ -93,3 +107,12 @@ class Digits(LabelledData):
         self.setup()
         assert self._carved_test is not None
         return self._carved_test
+
+
+def _only(samples: Samples, classes: Sequence[int]) -> Samples:
+    """The samples of some classes, which count from 0 on in that order."""
+    numbers = torch.full((len(samples.names),), -1)
+    numbers[list(classes)] = torch.arange(len(classes))
+    labels = numbers[samples.labels]
+    kept = samples.labelled(labels).subset((labels >= 0).nonzero()[:, 0])
+    return replace(kept, names=[samples.names[each] for each in classes])

@@ -1,6 +1,7 @@
 """From a configuration to objects."""
 
 import functools
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -15,12 +16,13 @@ from lightning_compress.distill.teacher import Teacher
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
 from lightning_compress.run import device, priced
+from lightning_compress.run.ground import Ground, check
 from lightning_compress.run.targets import Config, ConfigError, signature
 
 
-def data(config: Config) -> Any:
-    """The data module; its `seed` is the run's unless it has one of its own."""
-    return conf.build(config["data"], config["allow"], seed=config["seed"])
+def data(config: Config, node: Config | None = None) -> Any:
+    """The data module, the run's or that of `node`; its `seed` is the run's unless it has one of its own."""
+    return conf.build(node or config["data"], config["allow"], seed=config["seed"])
 
 
 def facts(module: Any) -> dict[str, Any]:
@@ -165,26 +167,62 @@ def _peers(wanted: Config, config: Config, module: Any) -> list[nn.Module]:
 
 def phases(config: Config) -> list[Config]:
     """The phases of a run: those of the configuration, or one with every method that is on."""
-    default = {"methods": None, "epochs": config["epochs"], "keep_optimizer": False}
-    return [{**default, **phase} for phase in config["phases"] or [{}]]
+    default = {"methods": None, "epochs": config["epochs"], "keep_optimizer": False, "data": None}
+    given = enumerate(config["phases"] or [{}])
+    return [{**default, "name": f"phase{number}", **phase} for number, phase in given]
 
 
-def is_taught(config: Config) -> bool:
-    """Whether a method of the run learns from the teacher."""
-    chosen = [config["methods"] if phase["methods"] is None else phase["methods"] for phase in phases(config)]
+def is_taught(config: Config, *, elsewhere: bool = False) -> bool:
+    """Whether a method of the run learns from the teacher; or with `elsewhere`, in a phase with data of its own."""
+    those = [phase for phase in phases(config) if phase["data"] is not None or not elsewhere]
+    chosen = [config["methods"] if phase["methods"] is None else phase["methods"] for phase in those]
     nodes = [config["methods"][name] for names in chosen for name in names]
     return any("teacher" in signature(node, config["allow"]) for node in nodes if node is not None)
 
 
-def rehearse(config: Config, make: Callable[[], nn.Module], module: Any, stand_in: Callable[[], nn.Module]) -> None:
+def ground(config: Config, module: Any) -> Ground:
+    """What a phase on the data `module` trains on."""
+    make = builder(architecture(config["model"], module, config["allow"]), config)
+    return Ground(make, module, task(config, module), module.example)
+
+
+def grounds(config: Config, own: Ground) -> list[Ground | None]:
+    """For each phase with data of its own what it trains on, for the others None; `own` is the run's.
+
+    Raises:
+        ConfigError: a network for one data set cannot go on on the next, or a teacher, which is the run's, would teach
+            on other data.
+    """
+    nodes, made = [phase["data"] for phase in phases(config)], list[tuple[Config, Ground]]()
+    for node in nodes:
+        if node is not None and all(node != known for known, _ in made):
+            made.append((node, ground(config, data(config, node))))
+    found = [next((each for known, each in made if known == node), None) for node in nodes]
+    if is_taught(config, elsewhere=True):
+        raise ConfigError("a teacher is trained on data=...: leave what learns from it out of phases with other data")
+    for one, other in itertools.pairwise(each or own for each in found):
+        check_fit(one.build(), one.data)
+        check(one, other)
+    return found
+
+
+def rehearse(
+    config: Config,
+    make: Callable[[], nn.Module],
+    module: Any,
+    stand_in: Callable[[], nn.Module],
+    grounds: Sequence[Ground | None] = (),
+) -> None:
     """Attach the methods of every phase to a fresh model, so that what cannot work is known before anything is trained.
 
-    `stand_in` gives a network in the teacher's place. Raises what methods and `core/compressor.py` raise.
+    `stand_in` gives a network in the teacher's place, `grounds` what phases with other data train on. Raises what
+    methods and `core/compressor.py` raise.
     """
     if isinstance(module.num_classes, Mapping) and config["teacher"]["cache"]:
         raise ConfigError("of a teacher one output is kept, and data.heads asks for several: choose distill=kl")
-    for phase in phases(config):
-        Compressor(methods(config, phase["methods"], stand_in, module=module)).attach(make(), module.example)
+    for phase, ground in itertools.zip_longest(phases(config), grounds):
+        build, data = (ground.build, ground.data) if ground else (make, module)
+        Compressor(methods(config, phase["methods"], stand_in, module=data)).attach(build(), data.example)
 
 
 def factories(config: Config) -> tuple[Any, Any]:

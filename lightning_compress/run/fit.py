@@ -6,7 +6,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, final
 
@@ -22,6 +22,7 @@ from lightning_compress.core.moments import Moments
 from lightning_compress.core.task import Task
 from lightning_compress.module import CompressionModule, OptimizerFactory, SchedulerFactory
 from lightning_compress.run import device, ranks
+from lightning_compress.run.ground import Ground, carried
 from lightning_compress.run.rungs import Climb, Judge, PausedError, Rungs
 
 _TALKATIVE = ("pytorch_lightning", "pytorch_lightning.utilities.rank_zero", "lightning_fabric")
@@ -34,12 +35,15 @@ class Phase:
 
     With no epochs the methods only look at data: post-training quantization. As is the custom, fine-tuning begins with
     a new optimizer: what the last one gathered belongs to the learning rate and the network of then. With
-    `keep_optimizer` momentum and the like go on, cut to the channels that are left.
+    `keep_optimizer` momentum and the like go on, cut to the channels that are left. A phase may have a `ground` of its
+    own, other data than the job's; its figures go by its `name` then, "pretrain/val/accuracy".
     """
 
     methods: Callable[[], Sequence[Method]]
     epochs: int
     keep_optimizer: bool = False
+    ground: Ground | None = None
+    name: str = ""
 
 
 @final
@@ -90,17 +94,17 @@ def fit(job: Job) -> tuple[Compact, list[dict[str, float]]]:
         PausedError: `job.judge` stopped it on a rung.
         ValueError: a checkpoint that cannot be read, or a loss that became NaN.
     """
-    start = _Start(job.build(), [], [])
+    start = _Start(_ground(job, 0).build(), [], [])
     compact: Compact | None = None
     curve: list[dict[str, float]] = []
     for number in range(len(job.phases)):
         handoff = job.folder / f"phase{number}.pt"
         if handoff.exists():
-            start = _take_over(job, handoff)
+            start = _take_over(job, number, handoff)
             continue
         compact, curve, kept = _phase(job, number, start)
         if number < len(job.phases) - 1:
-            start = _Start(bare(compact.model), compact.edits, curve, kept)
+            start = _Start(_handed_over(job, number, compact), compact.edits, curve, kept)
             if ranks.is_first():
                 state = start.model.state_dict()
                 _save(handoff, {"state": state, "edits": start.edits, "curve": curve, "moments": kept})
@@ -116,16 +120,28 @@ def bare(model: nn.Module) -> nn.Module:
     return model.train().requires_grad_(True)
 
 
-def _take_over(job: Job, handoff: Path) -> _Start:
+def _ground(job: Job, number: int) -> Ground:
+    return job.phases[number].ground or Ground(job.build, job.data, job.task, job.example)
+
+
+def _handed_over(job: Job, number: int, compact: Compact) -> nn.Module:
+    """What the next phase starts from: the same network, or where its data is another, one for that."""
+    model, after = bare(compact.model), job.phases[number + 1].ground
+    if after is job.phases[number].ground:
+        return model
+    return carried(_ground(job, number + 1).build(), replace(compact, model=model))
+
+
+def _take_over(job: Job, number: int, handoff: Path) -> _Start:
     saved = load_checkpoint(handoff)
-    model = edits.replay(job.build(), saved["edits"])
+    model = edits.replay(_ground(job, number + 1).build(), saved["edits"])
     model.load_state_dict(saved["state"])
     return _Start(model, saved["edits"], saved["curve"], saved.get("moments", {}))
 
 
-def _cut(job: Job, start: _Start, compact: Compact, gathered: Moments) -> Moments:
+def _cut(ground: Ground, start: _Start, compact: Compact, gathered: Moments) -> Moments:
     """What the phase's optimizer gathered on the channels that are left of its network."""
-    base = edits.replay(job.build(), start.edits)
+    base = edits.replay(ground.build(), start.edits)
     return moments.cut(gathered, base, compact.edits[len(start.edits) :])
 
 
@@ -150,12 +166,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str, float]], Moments]:
-    phase, checkpoint = job.phases[number], job.folder / f"phase{number}.ckpt"
+    phase, ground, checkpoint = job.phases[number], _ground(job, number), job.folder / f"phase{number}.ckpt"
     module = CompressionModule(
         start.model,
-        job.task,
+        ground.task,
         phase.methods(),
-        example=job.example,
+        example=ground.example,
         optimizer=job.optimizer,
         scheduler=job.scheduler,
         **_speed(job, start.model),
@@ -163,26 +179,28 @@ def _phase(job: Job, number: int, start: _Start) -> tuple[Compact, list[dict[str
     module.moments = start.moments
     if job.report is not None:
         report = job.report
-        module.report = lambda row: report(_continued(start, [row])[-1])
+        module.report = lambda row: report(_continued(start, [row], phase)[-1])
     climb = _climb(job, number, start)
     with _quiet(), _interruptible():
         trainer = _trainer(job, phase, [_keep(job, checkpoint), *([climb] if climb else [])])
         if checkpoint.exists():
             load_checkpoint(checkpoint)
         trainer.fit(
-            module, datamodule=job.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
+            module, datamodule=ground.data, ckpt_path=checkpoint if checkpoint.exists() else None, weights_only=True
         )
     if climb and climb.paused:
         raise PausedError(climb.paused)
     compact, kept = _whole(start, module.finalize()), Moments()
     if any(following.keep_optimizer for following in job.phases[number + 1 : number + 2]):
-        kept = _cut(job, start, compact, moments.of(trainer.optimizers[0], module.model))
-    return compact, _continued(start, module.epochs), kept
+        kept = _cut(ground, start, compact, moments.of(trainer.optimizers[0], module.model))
+    return compact, _continued(start, module.epochs, phase), kept
 
 
-def _continued(start: _Start, epochs: Sequence[dict[str, float]]) -> list[dict[str, float]]:
-    """The curve with the epochs of a phase, which count from 0."""
-    return [*start.curve, *({**row, "epoch": row["epoch"] + len(start.curve)} for row in epochs)]
+def _continued(start: _Start, epochs: Sequence[dict[str, float]], phase: Phase) -> list[dict[str, float]]:
+    """The curve with the epochs of a phase, which count from 0; on other data the figures go by the phase's name."""
+    prefix = f"{phase.name}/" if phase.ground else ""
+    rows = [{key if key == "epoch" else f"{prefix}{key}": value for key, value in row.items()} for row in epochs]
+    return [*start.curve, *({**row, "epoch": row["epoch"] + len(start.curve)} for row in rows)]
 
 
 def _whole(start: _Start, compact: Compact) -> Compact:
@@ -198,7 +216,7 @@ def _climb(job: Job, number: int, start: _Start) -> Climb | None:
     return Climb(
         job.folder / f"phase{number}.ckpt",
         job.rungs,
-        lambda compact, rows: judge(_whole(start, compact), _continued(start, rows)),
+        lambda compact, rows: judge(_whole(start, compact), _continued(start, rows, job.phases[number])),
         first=len(start.curve),
     )
 

@@ -84,6 +84,8 @@ def deciding(key: str, value: Any) -> Any:
     >>> deciding("data", {"source": "mnist", "root": "data"})
     {'source': 'mnist'}
     """
+    if key == "phases" and isinstance(value, list):
+        return [{name: deciding(name, inner) for name, inner in phase.items()} for phase in value]
     if not isinstance(value, dict):
         return value
     off = {name for name, inner in value.items() if key in ("methods", "teacher") and inner in (None, {})}

@@ -22,6 +22,7 @@ _DECIDED = {
 #: Names in here are the user's own.
 _FREE = ("methods", "assistants", "members", "trainer", "figures")
 _MISSING = "nothing"
+_PHASE = ("methods", "epochs", "keep_optimizer", "data", "name")
 
 
 def trainer_arguments() -> list[str]:
@@ -56,6 +57,7 @@ def check(config: Config, defaults: Config) -> None:
             raise unknown(key, trainer_arguments(), where="the arguments of pytorch_lightning.Trainer")
     for number, phase in enumerate(config["phases"]):
         _check_phase(phase, f"phases[{number}]", config["methods"])
+    _check_grounds(config["phases"], config["weights"])
 
 
 def check_runtimes(measure: Config) -> None:
@@ -100,8 +102,8 @@ def _check_phase(phase: Any, where: str, methods: Config) -> None:
     if not isinstance(phase, dict):
         raise ConfigError(f"{where} must be like {{methods: [prune], epochs: 10}}; got {phase!r}")
     for key in phase:
-        if key not in ("methods", "epochs", "keep_optimizer"):
-            raise unknown(key, ["methods", "epochs", "keep_optimizer"], where=where)
+        if key not in _PHASE:
+            raise unknown(key, _PHASE, where=where)
     if not _whole(phase.get("epochs", 1)):
         raise ConfigError(f"{where}: epochs must be a count from 0 up; got {phase['epochs']!r}")
     _check_keep(phase.get("keep_optimizer", False), where)
@@ -112,6 +114,28 @@ def _check_phase(phase: Any, where: str, methods: Config) -> None:
     for name in names or ():
         if name not in on:
             raise unknown(name, on, where="the methods that are on")
+
+
+def _check_grounds(phases: Sequence[Config], weights: str | None) -> None:
+    """Data of phases: the last one, which decides, has the run's, and an optimizer is kept on the same data only."""
+    names = [phase.get("name", f"phase{number}") for number, phase in enumerate(phases)]
+    for number, phase in enumerate(phases):
+        where, node, before = f"phases[{number}]", phase.get("data"), phases[number - 1].get("data")
+        if not _or_null(_node)(node):
+            raise ConfigError(f"{where}: data must be a mapping with a _target_, or null for data=...; got {node!r}")
+        if not _word(names[number]) or "/" in names[number] or names.count(names[number]) > 1:
+            raise ConfigError(f"{where}: name must be a word without a slash, and each phase's own; got {names}")
+        if phase.get("keep_optimizer") and node != before:
+            raise ConfigError(f"{where}: keep_optimizer goes with the data of the phase before; leave one of them away")
+    if weights and any(phase.get("data") is not None for phase in phases):
+        raise ConfigError(
+            "weights are start weights for data=...: leave them away, or the phases with data of their own"
+        )
+    if phases and phases[-1].get("data") is not None:
+        raise ConfigError(
+            f"phases[{len(phases) - 1}]: the last phase trains on data=..., which validates and tests: choose its data "
+            "there, and give earlier phases theirs"
+        )
 
 
 def _check_keep(keep: Any, where: str) -> None:

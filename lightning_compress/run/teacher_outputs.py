@@ -53,7 +53,7 @@ def teacher_outputs(config: Config, data: Any, teacher: nn.Module) -> list[Tenso
 
 
 def _view(place: Path, data: LabelledData, teacher: nn.Module, view: int, config: Config) -> Tensor:
-    path = place.with_name(f"{place.name}-{_digest(data, view)}.safetensors")
+    path = place.with_name(f"{place.name}-{data_digest(data, view)}.safetensors")
     with filelock.FileLock(f"{path}.lock"):
         if not path.exists():
             part = path.with_suffix(".part")
@@ -71,15 +71,20 @@ def _read(path: Path) -> Tensor:
     return outputs
 
 
-def _digest(data: LabelledData, view: int) -> str:
-    """Of what the samples are, in order: every label, and the inputs of some blocks spread over them."""
+def data_digest(data: LabelledData, view: int = 0) -> str:
+    """Of what the train samples are, in order: every label, and the inputs of some blocks spread over them.
+
+    >>> from lightning_compress.data.digits import Digits
+    >>> data_digest(Digits()) == data_digest(Digits(batch_size=8)) != data_digest(Digits(split_seed=1))
+    True
+    """
     labels = data.train_part.labels
-    digest = hashlib.sha256(labels.numpy().tobytes())
+    found = hashlib.sha256(labels.numpy().tobytes())
     for number in sorted({0, _blocks(data) // 2, _blocks(data) - 1}):
         inputs = data.block(number, view)
-        digest.update(f"{tuple(inputs.shape)}".encode())
-        digest.update(inputs.contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(f"{tuple(inputs.shape)}".encode())
+        found.update(inputs.contiguous().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def _blocks(data: LabelledData) -> int:

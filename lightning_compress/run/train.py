@@ -22,10 +22,11 @@ from lightning_compress.export.files import write_onnx
 from lightning_compress.run import build, device, identity, log, measure, priced, ranks, settings, teaching
 from lightning_compress.run.figures import figures
 from lightning_compress.run.fit import Job, Phase, fit
+from lightning_compress.run.ground import Ground
 from lightning_compress.run.result import FILE, Result
 from lightning_compress.run.rungs import Judge, PausedError, Rungs
 from lightning_compress.run.targets import Config, ConfigError
-from lightning_compress.run.teacher_outputs import teacher_outputs
+from lightning_compress.run.teacher_outputs import data_digest, teacher_outputs
 from lightning_compress.tracking import wandb
 from lightning_compress.tracking.provenance import provenance
 
@@ -82,10 +83,13 @@ def _never_asked(result: Result, epoch: int) -> bool:
 
 
 def _check_rungs(config: Config, rungs: Rungs) -> None:
-    epochs = sum(phase["epochs"] for phase in build.phases(config))
-    wrong = [epoch for epoch in rungs.epochs if not 1 <= epoch < epochs]
+    epochs, phases = sum(phase["epochs"] for phase in build.phases(config)), build.phases(config)
+    own = max((number for number, phase in enumerate(phases, start=1) if phase["data"] is not None), default=0)
+    first = sum(phase["epochs"] for phase in phases[:own])
+    wrong = [epoch for epoch in rungs.epochs if not max(1, first + 1) <= epoch < epochs]
     if wrong:
-        raise ConfigError(f"a rung comes after the first and before the last of {epochs} epochs; got {wrong}")
+        after = f"the {first} epochs on other data" if first else "the first"
+        raise ConfigError(f"a rung comes after {after} and before the last of {epochs} epochs; got {wrong}")
 
 
 @final
@@ -100,6 +104,7 @@ class _Setting:
     make: Callable[[], nn.Module]
     task: Task
     teacher: Callable[[], nn.Module]
+    grounds: list[Ground | None]
 
 
 @final
@@ -121,9 +126,10 @@ def _set_up(config: Config, folder: Path) -> _Setting:
     task = build.task(config, data)
     base = make()
     build.check_fit(base, data)
-    build.rehearse(config, make, data, partial(teaching.stand_in, config, data))
+    grounds = build.grounds(config, Ground(make, data, task, data.example))
+    build.rehearse(config, make, data, partial(teaching.stand_in, config, data), grounds)
     teacher = partial(teaching.load_teacher, config, data, folder, train)
-    return _Setting(config, folder, data, build.portable(node, base), make, task, teacher)
+    return _Setting(config, folder, data, build.portable(node, base), make, task, teacher, grounds)
 
 
 def _priceable(setting: _Setting) -> _Setting:
@@ -189,20 +195,38 @@ def _check_finite(model: nn.Module) -> None:
 
 
 def _record(setting: _Setting, history: list[dict[str, float]], metrics: dict[str, float], **found: Any) -> Result:
-    config, data = setting.config, setting.data
+    config = setting.config
     last = {key: value for key, value in (history[-1] if history else {}).items() if key.startswith("train/")}
-    dense_macs = sum(macs(setting.make(), data.example).values())
     return Result(
         name=config["name"],
         metrics={**last, **metrics},
         config=config,
         seed=config["seed"],
-        provenance={**provenance(), **_teacher_hash(setting)},
-        train_flops=6.0 * dense_macs * data.num_train * len(history),
+        provenance={**provenance(), **_teacher_hash(setting), **_data_hashes(setting)},
+        train_flops=_flops(setting, len(history)),
         history=history,
         study=config["wandb"]["group"],
         **found,
     )
+
+
+def _flops(setting: _Setting, epochs: int) -> float:
+    """What so many epochs of training took: six operations for each multiply-accumulate of a sample."""
+    own, total = Ground(setting.make, setting.data, setting.task, setting.data.example), 0.0
+    for phase, ground in zip(build.phases(setting.config), setting.grounds, strict=True):
+        here, done = ground or own, min(epochs, phase["epochs"])
+        total += 6.0 * sum(macs(here.build(), here.example).values()) * here.data.num_train * done
+        epochs -= done
+    return total
+
+
+def _data_hashes(setting: _Setting) -> dict[str, dict[str, str]]:
+    """What each phase trained on, by its name, where one has data of its own."""
+    if not any(setting.grounds):
+        return {}
+    pairs = zip(build.phases(setting.config), setting.grounds, strict=True)
+    modules = {phase["name"]: ground.data if ground else setting.data for phase, ground in pairs}
+    return {"data": {name: data_digest(data) for name, data in modules.items() if isinstance(data, LabelledData)}}
 
 
 def _teacher_hash(setting: _Setting) -> dict[str, str]:
@@ -210,24 +234,25 @@ def _teacher_hash(setting: _Setting) -> dict[str, str]:
     return {"teacher": fingerprint(setting.teacher())} if build.is_taught(setting.config) else {}
 
 
+def _phases(setting: _Setting) -> list[Phase]:
+    config, made = setting.config, []
+    outputs = partial(teacher_outputs, config, setting.data)
+    for phase, ground in zip(build.phases(config), setting.grounds, strict=True):
+        module = ground.data if ground else setting.data
+        methods = partial(build.methods, config, phase["methods"], setting.teacher, outputs, module=module)
+        made.append(Phase(methods, phase["epochs"], phase["keep_optimizer"], ground, phase["name"]))
+    return made
+
+
 def _job(setting: _Setting, rungs: Rungs, judge: Judge, report: Report | None) -> Job:
     config, data = setting.config, setting.data
     optimizer, scheduler = build.factories(config)
-    outputs = partial(teacher_outputs, config, data)
-    phases = [
-        Phase(
-            partial(build.methods, config, phase["methods"], setting.teacher, outputs, module=data),
-            phase["epochs"],
-            phase["keep_optimizer"],
-        )
-        for phase in build.phases(config)
-    ]
     speed = config["speed"]
     return Job(
         build=setting.make,
         data=data,
         task=setting.task,
-        phases=phases,
+        phases=_phases(setting),
         optimizer=optimizer,
         scheduler=scheduler,
         example=data.example,

@@ -74,8 +74,16 @@ def _rungs(spec: StudySpec, base: Mapping[str, Any], horizon: int) -> tuple[int,
     for path in spec.space:
         if path in ("epochs", "phases"):
             raise ValueError(f"space, {path}: under fidelity all trials have one length; set it under base")
+    phases = base.get("phases") or []
     end = max(_ends(base.get("methods", {})), default=0.0)
-    if not base.get("phases") and round(end * horizon) > fidelity.ramp:
+    elsewhere = max((place for place, phase in enumerate(phases, start=1) if phase.get("data")), default=0)
+    pretrained = sum(int(phase["epochs"]) for phase in phases[:elsewhere])
+    if pretrained > fidelity.ramp:
+        raise ValueError(
+            f"fidelity, ramp: {fidelity.ramp} epochs, but the first {pretrained} train on other data: "
+            f"write ramp: {pretrained}, since accuracy says nothing before"
+        )
+    if not phases and round(end * horizon) > fidelity.ramp:
         raise ValueError(
             f"fidelity, ramp: {fidelity.ramp} epochs, but a schedule runs until epoch {end * horizon:g} of {horizon}: "
             f"write ramp: {round(end * horizon)}, since accuracy says little before the end of compression"

@@ -189,8 +189,8 @@ def _write(root: Path, spec_name: str, record: Record) -> Path:
 def _anywhere(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration without where files were."""
     found = copy.deepcopy(dict(config))
-    for key, names in _WHEREABOUTS.items():
-        part = found.get(key)
+    parts = [*found.items(), *(("data", phase.get("data")) for phase in found.get("phases", []))]
+    for key, part in parts:
         if isinstance(part, dict):
-            part.update(dict.fromkeys(part.keys() & set(names)))
+            part.update(dict.fromkeys(part.keys() & set(_WHEREABOUTS.get(key, ()))))
     return found

@@ -110,10 +110,7 @@ def shrunk(config: Config, folder: Path) -> Config:
         "methods": _brief(config["methods"]),
         "weights": None,
         "epochs": min(config["epochs"], 1),
-        "phases": [
-            {key: min(value, 1) if key == "epochs" else value for key, value in phase.items()}
-            for phase in config["phases"]
-        ],
+        "phases": [_short(phase, folder.parent / "data") for phase in config["phases"]],
         "checkpoint_every": 1000,
         "validate_every": 1,
         "optimizer": {**config["optimizer"], "lr": _SLOWER * config["optimizer"]["lr"]},
@@ -143,6 +140,12 @@ def _brief(node: Any) -> Any:
         key: min(value, 2) if key in _REPEATED and isinstance(value, int) else _brief(value)
         for key, value in node.items()
     }
+
+
+def _short(phase: Config, folder: Path) -> Config:
+    """A phase of an epoch at most, whose own data, if it has some, is tiny."""
+    data = {"data": _tiny(phase["data"], folder)} if phase.get("data") else {}
+    return {**phase, **({"epochs": min(phase["epochs"], 1)} if "epochs" in phase else {}), **data}
 
 
 def _tiny(node: Config, folder: Path) -> Config:

@@ -50,3 +50,32 @@ def test_heads_ask_several_things_of_each_sample() -> None:
 def test_a_head_gives_each_class_a_label(labels: list[float]) -> None:
     with pytest.raises(ValueError, match=r"heads\.odd must give each of the 10 classes a label, counted from 0 up"):
         _ = Digits(heads={"odd": labels}).num_classes  # type: ignore[dict-item]
+
+
+def test_only_some_digits_are_classes_of_their_own() -> None:
+    some, everything = Digits(only=[7, 3]), Digits()
+    assert some.labels == ["7", "3"]
+    assert some.num_classes == 2
+    counts = sum(len(part.labels) for part in (some.train_part, some.val_part, some.test_part))
+    assert counts == 179 + 183  # as scikit-learn's description of the set counts its sevens and threes
+    images = torch.cat([part.fetch(torch.arange(len(part.labels))) for part in (some.train_part, some.val_part)])
+    labels = torch.cat([some.train_part.labels, some.val_part.labels])
+    source = load_digits()
+    known = {tuple(image.ravel()): int(label) for image, label in zip(source.images, source.target, strict=True)}
+    found = [known[tuple((16 * image).flatten().tolist())] for image in images]
+    assert found == [[7, 3][label] for label in labels.tolist()]
+    assert everything.num_classes == 10
+
+
+def test_a_limit_leaves_validation_and_test_as_they_are() -> None:
+    few, everything = Digits(limit=50), Digits()
+    assert few.num_train == 50
+    for few_part, part in ((few.val_part, everything.val_part), (few.test_part, everything.test_part)):
+        assert torch.equal(few_part.fetch(torch.arange(9)), part.fetch(torch.arange(9)))
+        assert torch.equal(few_part.labels, part.labels)
+
+
+@pytest.mark.parametrize("only", [[10], [-1], [3, 3]])
+def test_only_names_digits(only: list[int]) -> None:
+    with pytest.raises(ValueError, match="only names some of the digits 0 to 9, each once"):
+        Digits(only=only)

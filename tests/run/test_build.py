@@ -109,11 +109,13 @@ def test_peers_differ_from_the_student_and_from_each_other(configure: Any) -> No
 
 
 def test_phases(configure: Any) -> None:
-    assert build.phases(configure()) == [{"methods": None, "epochs": 2, "keep_optimizer": False}]
+    assert build.phases(configure()) == [
+        {"methods": None, "epochs": 2, "keep_optimizer": False, "data": None, "name": "phase0"}
+    ]
     config = configure("prune=gradual", "phases=[{methods:[]},{methods:[prune],epochs:5,keep_optimizer:true}]")
     assert build.phases(config) == [
-        {"methods": [], "epochs": 2, "keep_optimizer": False},
-        {"methods": ["prune"], "epochs": 5, "keep_optimizer": True},
+        {"methods": [], "epochs": 2, "keep_optimizer": False, "data": None, "name": "phase0"},
+        {"methods": ["prune"], "epochs": 5, "keep_optimizer": True, "data": None, "name": "phase1"},
     ]
 
 
