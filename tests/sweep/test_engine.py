@@ -278,3 +278,14 @@ def test_the_engine_needs_no_optuna_but_through_one_file() -> None:
         "sys.exit('optuna' in sys.modules or 'plotly' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_no_trial_is_judged_before_its_own_data_is_trained_on(spec: StudySpec, bench: Bench) -> None:
+    phases = [{"epochs": 5, "data": {"_target_": "x"}}, {"epochs": 20}]
+    early, late = (replace(spec, fidelity={"ramp": ramp, "grace": 2}) for ramp in (4, 5))
+    tools = replace(bench.tools, compose=lambda overrides: {**bench.tools.compose(overrides), "phases": phases})
+    with pytest.raises(
+        ValueError, match="fidelity, ramp: 4 epochs, but the first 5 train on other data: write ramp: 5"
+    ):
+        check.check(early, tools)
+    assert min(check.check(late, tools).rungs) > 5
