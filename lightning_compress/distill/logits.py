@@ -1,8 +1,6 @@
-"""Losses on logits: `loss(student, teacher, ...) -> scalar`, both of shape [batch, classes, ...].
+"""Losses on logits: `loss(student, teacher, ...) -> scalar`, both of shape [batch, classes], mean over the batch.
 
-The classes are the second dimension, as PyTorch's own cross entropy has it; tokens of a text or pixels, which follow,
-are samples like any other, and the loss is the mean over all of them.
-
+Of logits [batch, classes, ...], as of a segmentation, each position counts as a sample, as in torch's cross entropy.
 What else a loss needs it asks for by the names of its parameters: `temperature`, which softens the outputs, and
 `targets` [batch, ...], the int64 labels. Further parameters have defaults and are its own options. A function of yours,
 given by its dotted path, has the same form. Numbers that are not logits, as of a regression, take `mse`.
@@ -13,20 +11,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _TINY = 1e-8
-
-
-def _rows(logits: Tensor) -> Tensor:
-    """Logits [batch, classes, ...] as float32 rows [samples, classes].
-
-    Raises:
-        ValueError: there are no two classes to compare.
-    """
-    if logits.dim() < 2 or logits.shape[1] < 2:
-        raise ValueError(
-            f"expected logits [batch, classes, ...] of two classes or more, got the shape {list(logits.shape)}; "
-            "for numbers that are not logits of classes write loss=mse"
-        )
-    return logits.float().movedim(1, -1).flatten(0, -2)
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -49,6 +33,20 @@ def kl_unscaled(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     log_student = F.log_softmax(_rows(student) / temperature, dim=1)
     log_teacher = F.log_softmax(_rows(teacher) / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Logits [batch, classes, ...] in float32 as [positions, classes].
+
+    Raises:
+        ValueError: there are no two classes to compare.
+    """
+    if logits.dim() < 2 or logits.shape[1] < 2:
+        raise ValueError(
+            f"expected logits [batch, classes, ...] of two classes or more, got the shape {list(logits.shape)}; "
+            "for numbers that are not logits of classes write loss=mse"
+        )
+    return logits.float().movedim(1, -1).flatten(0, -2)
 
 
 def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -1,6 +1,7 @@
 """A finalized model over integers: weights and biases as codes, activations rounded to uint8."""
 
 import copy
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, final
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from lightning_compress.core import grid, surgery
+from lightning_compress.core import grid, recurrent, surgery
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.inputs import arguments
 from lightning_compress.core.method import Compact
@@ -218,7 +219,28 @@ def _coded_tensors(compact: Compact) -> dict[str, Coded]:
         if found and isinstance(fixed, FixedQuantizer) and found.axis in (None, 0) and not found.block:
             both = _with_bias(found, layer.bias.detach(), fixed)
             coded |= {surgery.dotted(layer_name, attribute): tensor for attribute, tensor in both.items()}
-    return coded
+    return coded | {name: _unsigned(coded[name]) for name in _read_by_several(compact.model) if name in coded}
+
+
+def _read_by_several(model: nn.Module) -> list[str]:
+    """Names of the weights that several operators take: tied ones, and recurrent ones, whose gates are cut apart."""
+    modules = list(model.modules())
+    places = Counter(id(parameter) for module in modules for parameter in module.parameters(recurse=False))
+    cut = [module for module in modules if isinstance(module, recurrent.KINDS)]
+    places.update(id(getattr(module, name)) for module in cut for name in recurrent.names(module))
+    return [name for name, parameter in model.named_parameters() if places[id(parameter)] > 1]
+
+
+def _unsigned(coded: Coded) -> Coded:
+    """The same weights by uint8 codes, where there is no block.
+
+    ONNX Runtime 1.31 makes uint8 codes of int8 ones, where exact sums ask for it, once for each operator that takes
+    them, and fails on the second.
+    """
+    if coded.codes.dtype != torch.int8 or coded.block:
+        return coded
+    codes, zero = ((tensor.to(torch.int16) + 128).to(torch.uint8) for tensor in (coded.codes, coded.zero))
+    return Coded(codes, coded.scale, zero, coded.axis)
 
 
 def deployed(compact: Compact) -> Deployed:

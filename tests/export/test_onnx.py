@@ -14,12 +14,15 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 
 from lightning_compress.core import surgery
+from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
 from lightning_compress.export.onnx import export
 from lightning_compress.export.runtime import session
 from lightning_compress.export.verify import check, compare, tolerance
+from lightning_compress.models.text_lm import TextLM
+from lightning_compress.quantize.method import Quantize
 
 
 @pytest.fixture
@@ -250,6 +253,20 @@ def test_equal_zero_points_are_not_shared(tmp_path: Path) -> None:
     net.load_state_dict({name: value.value for name, value in stored.items()}, strict=False)
     path = export(Compact(net, stored), torch.ones(2, 6), tmp_path / "model.onnx")
     assert session(path)(torch.ones(3, 6).numpy()).shape == (3, 6)
+
+
+def test_a_weight_that_several_read_is_written_once(path: Path) -> None:
+    """A tied one and those of an LSTM, whose gates are cut apart: int8 codes would be rewritten for each reader."""
+    torch.manual_seed(0)
+    tokens, compressor = torch.randint(9, (2, 5)), Compressor([Quantize(8, 8)])
+    model = compressor.attach(TextLM(vocab_size=9, layers=1, features=6), tokens)
+    compressor.steps = compressor.horizon = 1
+    compressor.prepare(model, [(tokens, tokens)])
+    compact = compressor.finalize(model, tokens)
+    export(compact, tokens, path)
+    check(compare(compact.model, session(path), tokens), tolerance(compact.model))
+    codes = {name: array.dtype for name, array in initializers(path).items() if array.shape in ((9, 6), (24, 6))}
+    assert list(codes.values()) == [np.uint8] * 3, codes
 
 
 def agree(compact: Compact, inputs: Tensor, path: Path) -> None:

@@ -23,23 +23,22 @@ from lightning_compress.run.result import Result
 from lightning_compress.run.targets import ConfigError
 from lightning_compress.run.train import train
 
-#: What follows is told by the two words before it.
-CYCLE = ["the", "cat", "saw", "the", "dog", "and", "the", "dog", "saw", "the", "cat", "then"]
+#: Each word tells the next.
+CYCLE = ["one", "two", "three", "four", "five", "six"]
 
 
 @pytest.fixture(scope="module")
 def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Lines of words that go round, each line from another place on."""
-    lines = [" ".join(CYCLE[(row + place) % len(CYCLE)] for place in range(11)) for row in range(240)]
+    """Lines of words that go round."""
     path = tmp_path_factory.mktemp("texts") / "cycle.txt"
-    path.write_text("\n".join(lines) + "\n")
+    path.write_text(f"{' '.join(CYCLE)}\n" * 300)
     return path
 
 
 def _configure(text: Path, *overrides: str) -> dict[str, Any]:
     return compose([
-        *("data=text_file", f"data.file={text}", "data.tokens=words", "data.length=12", "data.batch_size=8"),
-        *("model=lstm_lm", "model.width=0.1", "model.dropout=0.1", "optimizer.lr=0.03"),
+        *("data=text_file", f"data.file={text}", "data.tokens=words", "data.length=11", "data.batch_size=4"),
+        *("model=lstm_lm", "model.width=0.1", "model.layers=1", "model.dropout=0", "optimizer.lr=0.05"),
         *("epochs=3", "evaluate_test=true", "wandb.mode=disabled", "speed.precision=32-true"),
         *("measure.latency=false", "measure.onnx=true"),
         *overrides,
@@ -51,7 +50,8 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Res
     """Pruned, quantized and taught in one run."""
     joint = [
         *("prune=gradual", "methods.prune.sparsity.last=0.5", "methods.prune.every=4", "quantize=affine"),
-        *("distill=kl", "model@teacher.model=lstm_lm", "teacher.model.width=0.1", "teacher.epochs=1"),
+        *("distill=kl", "methods.distill.weight=0.5", "model@teacher.model=lstm_lm"),
+        *("teacher.model.width=0.1", "teacher.model.layers=1", "teacher.model.dropout=0"),
     ]
     folder = tmp_path_factory.mktemp("runs") / "run"
     return folder, train(_configure(text, *joint), folder)
@@ -59,17 +59,17 @@ def run(text: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Res
 
 def test_it_learns_what_follows(run: tuple[Path, Result], text: Path) -> None:
     _, result = run
-    assert 1.0 < result.metrics["test/perplexity"] < 4.0, "six words and the unknown one, by guessing 7"
+    assert 1.0 < result.metrics["test/perplexity"] < 2.0, "by guessing it would be 6"
     assert result.metrics["val/perplexity"] == pytest.approx(math.exp(result.metrics["val/loss"]), rel=1e-5)
-    assert result.history[-1]["val/perplexity"] == pytest.approx(result.metrics["val/perplexity"], rel=0.1)
+    assert result.history[-1]["val/perplexity"] == pytest.approx(result.metrics["val/perplexity"], rel=0.2)
 
 
 def test_the_tied_weight_is_pruned_stored_and_counted_once(run: tuple[Path, Result]) -> None:
     folder, result = run
     vocabulary, features = len(loaded(folder / "tokenizer.json")), 20
     layer = 4 * (2 * features**2 + 2 * features)
-    assert result.cost["params"] == vocabulary * features + 2 * layer + vocabulary
-    assert result.cost["macs"] == 12 * (2 * 8 * features**2 + vocabulary * features), "of a window"
+    assert result.cost["params"] == vocabulary * features + layer + vocabulary
+    assert result.cost["macs"] == 11 * (8 * features**2 + vocabulary * features), "of a window"
     model = api.load(folder / "model.lcz")
     assert isinstance(model, TextLM)
     assert model.fc.weight is model.embedding.weight
@@ -104,14 +104,15 @@ def test_the_onnx_file_takes_any_length(run: tuple[Path, Result]) -> None:
 def test_its_deploy_folder_tells_the_next_word(run: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = run
     deploy.write(folder, folder / "dense.onnx", tmp_path / "deploy", deploy.About("words", {"val/perplexity": "2"}))
-    (tmp_path / "texts.txt").write_text("the dog saw\nand the dog saw the cat then the cat\n")
-    for words, expected in ((["texts.txt"], ["the", "saw"]), (["--check"], ["20"])):
+    (tmp_path / "texts.txt").write_text("four five\nsix one two\n")
+    for words, expected in ((["texts.txt"], ["six", "three"]), (["--check"], ["16"])):
         argv = [sys.executable, "-P", "-W", "error", str(tmp_path / "deploy/predict.py"), *words]
         options: dict[str, Any] = {"cwd": tmp_path, "env": {"OMP_NUM_THREADS": "1"}, "text": True}
         done = subprocess.run(argv, capture_output=True, check=False, **options)
         assert [line.split()[0] for line in done.stdout.splitlines()] == expected, done.stderr
 
 
+@pytest.mark.slow
 def test_in_python_the_data_says_what_it_is_for(text: Path, tmp_path: Path) -> None:
     data = TextFile(str(text), tokens="words", length=12)
     net = TextLM(vocab_size=data.vocab_size, layers=1, features=8)
@@ -121,8 +122,8 @@ def test_in_python_the_data_says_what_it_is_for(text: Path, tmp_path: Path) -> N
 
 def test_what_does_not_fit_is_named(text: Path, run: tuple[Path, Result]) -> None:
     data = TextFile(str(text), tokens="words", length=12)
-    with pytest.raises(ConfigError, match=r"model Embedding must give logits of shape \(2, 9, 12\).*got \(2, 12, 9\)"):
-        build.check_fit(torch.nn.Embedding(9, 9), data)
+    with pytest.raises(ConfigError, match=r"Embedding must give logits of shape \(2, 8, 12\) .*got \(2, 12, 8\)"):
+        build.check_fit(torch.nn.Embedding(8, 8), data)
     with pytest.raises(ConfigError, match="SmallConv cannot take inputs of shape"):
         build.check_fit(SmallConv(), data)
     with pytest.raises(ConfigError, match="points of accuracy, and this run is judged by perplexity"):
