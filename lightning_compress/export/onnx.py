@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_map
 
 from lightning_compress.core.inputs import call, named, rows
 from lightning_compress.core.method import Compact
-from lightning_compress.export import integer
+from lightning_compress.export import free_sizes, integer
 from lightning_compress.export.integer import Coded, Deployed
 from lightning_compress.export.sealed import sealed
 from lightning_compress.export.unshare import unshare
@@ -223,7 +223,8 @@ def export(
     metadata say under that name what it was here.
 
     Raises:
-        ValueError: an activation has more than 8 bits, or an input is no tensor.
+        ValueError: an activation has more than 8 bits, an input is no tensor, or the model does not let a dimension be
+            free.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -239,7 +240,7 @@ def export(
     of_texts = free | ({1: LENGTH} if dynamic_length else {})
     shapes = tree_map(lambda value: of_texts if any(value is text for text in texts) else free, example)
     two = rows(example, torch.tensor([0, 0])) if dynamic_batch else example  # one is taken for a constant
-    with _quiet():
+    with _quiet(), free_sizes.kept():
         program = torch.onnx.export(
             deployed,
             kwargs={"inputs": two},  # a dict in `args` would be taken for these
@@ -255,12 +256,15 @@ def export(
             },
         )
     assert isinstance(program, ONNXProgram)
-    _check(program.model.graph, deployed)
-    for rewrite in (unshare, _pool, _round_before_max, _narrow):
-        rewrite(program.model.graph)
+    graph = program.model.graph
+    _check(graph, deployed)
+    for found, given in zip(graph.inputs, inputs.values(), strict=True):
+        free_sizes.check(list(found.shape or ()), of_texts if any(given is text for text in texts) else free)
+    for change in (unshare, _pool, _round_before_max, _narrow):
+        change(graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
-    for node in program.model.graph.all_nodes():
+    for node in graph.all_nodes():
         node.metadata_props.clear()
     if dynamic_length:
         program.model.metadata_props[LENGTH] = str(texts[0].shape[1])

@@ -18,6 +18,7 @@ from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.method import Compact
 from lightning_compress.core.stored import Stored
+from lightning_compress.export import free_sizes
 from lightning_compress.export.onnx import export
 from lightning_compress.export.runtime import session
 from lightning_compress.export.verify import check, compare, tolerance
@@ -359,3 +360,29 @@ def test_uneven_groups_are_floats(path: Path) -> None:
     compact = coded_layer(layer, stored, FixedQuantizer(torch.tensor(0.02), torch.tensor(0), 0, 255))
     agree(compact, torch.rand(8, 10), path)
     assert np.array_equal(initializers(path)["model.0.weight"], stored.value.numpy())
+
+
+class Reader(nn.Module):
+    """A recurrent layer over token ids, and the mean of its states."""
+
+    def __init__(self, kind: Callable[..., nn.Module]) -> None:
+        super().__init__()
+        self.embedding, self.rnn = nn.Embedding(9, 4), kind(4, 5, batch_first=True)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        outputs: Tensor = self.rnn(self.embedding(tokens))[0].mean(1)
+        return outputs
+
+
+@pytest.mark.parametrize("kind", [pytest.param(nn.LSTM, marks=pytest.mark.slow), nn.GRU])
+def test_every_recurrent_model_of_a_process_takes_any_length(kind: Callable[..., nn.Module], path: Path) -> None:
+    longer = torch.randint(9, (3, 11), generator=torch.Generator().manual_seed(0))
+    for _ in range(2):  # by itself, the exporter leaves the length free in the first file alone
+        net = Reader(kind).eval().requires_grad_(False)
+        opened = session(export(Compact(net, {}), longer[:2, :7], path))
+        torch.testing.assert_close(torch.from_numpy(opened(longer.numpy())), net(longer))
+
+
+def test_a_size_that_is_not_free_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"would take inputs of length=16 alone; write the model so that nothing"):
+        free_sizes.check(["batch", 16], {0: "batch", 1: "length"})
