@@ -42,6 +42,7 @@ from lightning_compress.quantize.sensitivity import Sensitivity
 from lightning_compress.share.method import Share
 from lightning_compress.share.tie import Tie
 from lightning_compress.slim.method import Slim
+from tests.contract import nets
 from tests.prune.graphs import Layer
 
 EPOCHS, BATCHES = 4, 6
@@ -158,7 +159,8 @@ def _hints(*, balance: str = "fixed", **hints: Hint) -> Distill:
 class Case:
     """A list of methods and what its finalized model must show; sparsity is per layer unless `overall`.
 
-    Bits that are chosen from `choices`, layer by layer, are at most `weight_bits` and `activation_bits`.
+    Bits that are chosen from `choices`, layer by layer, are at most `weight_bits` and `activation_bits`. Of the hidden
+    layers those lose channels whose names `cut` is found in.
     """
 
     build: Callable[[], Sequence[Method]]
@@ -172,6 +174,7 @@ class Case:
     activation_bits: int = 32
     full_range: bool = True
     choices: tuple[int, ...] = ()
+    cut: str = ""
 
 
 ROWS: dict[str, Case] = {
@@ -445,8 +448,18 @@ _NAMES = [names for size in range(len(_FAMILIES) + 1) for names in itertools.com
 SUBSETS = {"+".join(names) or "none": _combined(names) for names in _NAMES}
 _IN_PLACE = [names for names in _NAMES if "channel" not in names]
 RECURRENT = {f"lstm:{'+'.join(n) or 'none'}": replace(_combined(n, Recurrent), full_range=False) for n in _IN_PLACE}
-CASES = ROWS | SUBSETS | RECURRENT | {"mlp:prune+channel+share+quantize+distill": _combined(list(_FAMILIES), mlp)}
 ALL = "prune+channel+share+quantize+distill"
+KINDS = {
+    kind: {
+        f"{kind}:{'+'.join(names) or 'none'}": replace(_combined(names, net), full_range=False, cut=cut)
+        for names in (_NAMES if kind in nets.IN_EVERY_SUBSET else _NAMES[-1:])
+    }
+    for kind, (net, cut) in (nets.IN_EVERY_SUBSET | nets.WITH_ALL_FAMILIES).items()
+}
+#: All families together, for each kind of network.
+WHOLE = [ALL, "lstm:prune+share+quantize+distill", *(f"{kind}:{ALL}" for kind in KINDS)]
+CASES = ROWS | SUBSETS | RECURRENT | {f"mlp:{ALL}": _combined(list(_FAMILIES), mlp)}
+CASES |= {name: case for of_kind in KINDS.values() for name, case in of_kind.items()}
 
 
 def each(names: Iterable[str]) -> pytest.MarkDecorator:
@@ -464,8 +477,8 @@ def each(names: Iterable[str]) -> pytest.MarkDecorator:
 
 def _is_mixture(name: str) -> bool:
     """Three families or four; pairs and all together show most of what can go wrong. Or another row of a kind."""
-    if name in RECURRENT:
-        return name != "lstm:prune+share+quantize+distill"
+    if name in RECURRENT or name.partition(":")[0] in KINDS:
+        return name not in WHOLE
     return name == "share-lsq-distill-hints" or (name in SUBSETS and 3 <= name.count("+") + 1 < len(_FAMILIES))
 
 
@@ -492,7 +505,7 @@ def module(case: Case, *, seed: int = 0, **options: Any) -> CompressionModule:
         classification({"digit": 10, "parity": 2} if isinstance(net, SharedTrunk) else 10),
         case.build(),
         example=_source().example,
-        optimizer=functools.partial(torch.optim.Adam, lr=3e-3),
+        optimizer=functools.partial(torch.optim.Adam, lr=1e-2 if isinstance(net, nets.Reads) else 3e-3),
         scheduler=functools.partial(learning_rate, schedule=Cosine(first=1.0, last=0.1)),
         **options,
     )

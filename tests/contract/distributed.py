@@ -32,9 +32,11 @@ from lightning_compress.quantize.freeze import Freeze
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
 from lightning_compress.slim.method import Slim
-from tests.contract import cases
+from tests.contract import cases, nets
 
 STEPS = 6
+#: With all families that apply: the channels of a recurrent layer cannot go.
+KINDS = {"lstm": (cases.Recurrent, False), **{kind: (net, True) for kind, (net, _) in nets.IN_EVERY_SUBSET.items()}}
 
 
 def plain_net() -> nn.Module:
@@ -55,6 +57,19 @@ def methods(teacher: nn.Module, *, averaged: bool = False) -> list[Method]:
         found += [Share(bits=3, select="^0$"), Share(bits=3, start=0.5, exclude=["^0$"]), Quantize(6, 8)]
     judged = Adversarial(teacher, conditional=True, optimizer=partial(torch.optim.SGD, lr=0.1))
     return [*found, Distill(teacher, weight=0.5, balance="gradient_norm" if averaged else "fixed"), judged]
+
+
+def together(teacher: nn.Module, *, channels: bool) -> list[Method]:
+    """The families of the table, over those steps."""
+    ramp = partial(Polynomial, end=0.5)
+    structure: list[Method] = [Prune(ramp(last=0.5), every=2, pattern="channel")] if channels else []
+    return [
+        Prune(ramp(last=0.5), every=2),
+        *structure,
+        Share(bits=3, start=0.5),
+        Quantize(6, 8),
+        Distill(teacher, weight=0.5),
+    ]
 
 
 def learned(teacher: nn.Module) -> list[Method]:
@@ -142,7 +157,8 @@ class Ranges(pl.Callback):
 def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
     """Train with two ranks of 16 samples or one of 32; the state and the terms."""
     pl.seed_everything(0, verbose=False)
-    teacher, net, bare = cases.conv_net(), cases.conv_net(), plain_net()
+    make, channels = KINDS.get(kind, (cases.conv_net, False))
+    teacher, net, bare = cases.conv_net(), make(), plain_net()
     seen = Ranges()
     callbacks: list[pl.Callback] = [seen]
     module: pl.LightningModule
@@ -152,7 +168,8 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
     else:
         averaged = kind == "averaged"
         apart = [Mutual(plain_net()), OwnTeacher(["4"])]  # without a batch norm
-        chosen = {"learned": learned, "forms": other_forms}.get(kind, methods)(teacher)
+        families = partial(together, channels=channels) if kind in KINDS else methods
+        chosen = {"learned": learned, "forms": other_forms}.get(kind, families)(teacher)
         module = CompressionModule(
             bare if averaged else net,
             classification(10),
@@ -182,7 +199,7 @@ def run(kind: str, folder: Path, ranks: int) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged", "learned", "forms")}
+    found = {kind: run(kind, folder, 2) for kind in ("module", "callback", "averaged", "learned", "forms", *KINDS)}
     rank = torch.distributed.get_rank()
     torch.save(found, folder / f"rank{rank}.pt")
     if rank == 0:

@@ -1,4 +1,4 @@
-"""Run as a script, in a process of its own: load what another process saved, or be killed while training."""
+"""Run as a script, in a process of its own: load what another process saved, or train in some that are killed."""
 
 import os
 import signal
@@ -32,8 +32,15 @@ def go_on(root: Path) -> None:
         cases.fit(cases.module(case, seed=2000 + number), cases.trainer(resumed), start)
 
 
-def be_killed(folder: Path) -> None:
-    cases.fit(cases.module(cases.CASES[cases.ALL]), cases.trainer(folder, Killed()))
+def be_killed(root: Path) -> None:
+    """Train each network with all families in a process of its own, which is killed."""
+    for name in cases.WHOLE:
+        child = os.fork()
+        if child == 0:
+            cases.fit(cases.module(cases.CASES[name]), cases.trainer(root / name, Killed()))
+            os._exit(0)
+        how = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        assert how == -signal.SIGKILL, f"{name} ended with {how}"
 
 
 if __name__ == "__main__":

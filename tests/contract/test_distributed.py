@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.contract import cases
+from lightning_compress.core import select
+from tests.contract import cases, distributed
 
 ROOT = Path(__file__).parents[2]
 # The last forward pass moves these on each rank by its own batch; the next one starts from rank 0's.
@@ -43,6 +44,26 @@ def test_ranks_end_with_the_same_weights_masks_and_ranges(folder: Path, kind: st
     ranges = [value for key, value in first.items() if key.endswith(".range")]
     assert len(ranges) == 3
     assert all(low < high for low, high in ranges)
+
+
+@pytest.mark.parametrize("kind", distributed.KINDS)
+def test_ranks_end_alike_with_every_kind_of_network(folder: Path, kind: str) -> None:
+    first, second = (rank["state"] for rank in _ranks(folder, kind))
+    assert [where for where in cases.differences(first, second) if not where.endswith(LOCAL)] == []
+    net = distributed.KINDS[kind][0]()
+    weights = select.weights(net, owner="contract")
+    masks = [value for key, value in first.items() if key.endswith(".mask") and value.dim() > 1]
+    assert len(masks) >= len(weights)
+    assert all(0 < value.count_nonzero() < value.numel() for value in masks)
+    codes, centroids = ([v for k, v in first.items() if k.endswith(end)] for end in (".codes", ".centroids"))
+    assert len(codes) == len(centroids) == len(weights)
+    assert all(len(values.unique()) == 8 for values in codes)
+    ranges = [value for key, value in first.items() if key.endswith(".range")]
+    assert len(ranges) == len(select.readers(weights.values()))
+    assert all(low < high for low, high in ranges)
+    terms = [rank["terms"] for rank in _ranks(folder, kind)]
+    assert len(terms[0]) == distributed.STEPS
+    assert terms[0] != terms[1]  # each of its own batch
 
 
 def test_ranks_end_with_the_same_learned_steps(folder: Path) -> None:

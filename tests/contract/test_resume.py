@@ -1,5 +1,4 @@
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,9 +20,11 @@ def _script(what: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-def test_a_fresh_process_reloads_and_resumes_each_case_bit_by_bit(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["", *cases.KINDS])
+def test_a_fresh_process_reloads_and_resumes_each_case_bit_by_bit(kind: str, tmp_path: Path) -> None:
+    others = {name: case for name, case in cases.CASES.items() if name.partition(":")[0] not in cases.KINDS}
     expected: dict[str, Any] = {}
-    for name, case in cases.CASES.items():
+    for name, case in cases.KINDS.get(kind, others).items():
         trained = cases.fit(cases.module(case), cases.trainer(tmp_path / name))
         expected[name] = cases.outputs(trained.model)
     done = _script("go_on", tmp_path)
@@ -38,26 +39,36 @@ def test_a_fresh_process_reloads_and_resumes_each_case_bit_by_bit(tmp_path: Path
     assert {name: where for name, where in wrong.items() if where} == {}
 
 
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where each network with all families was trained until its process was killed."""
+    folder = tmp_path_factory.mktemp("killed")
+    done = _script("be_killed", folder)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
 @pytest.mark.slow
-def test_a_killed_run_goes_on_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    case = cases.CASES[cases.ALL]
-    killed = _script("be_killed", tmp_path / "killed")
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
-    assert not cases.checkpoint(tmp_path / "killed", epoch=2).exists()
-    last = cases.checkpoint(tmp_path / "killed", epoch=1)
+@pytest.mark.xdist_group("killed")
+@pytest.mark.parametrize("name", cases.WHOLE)
+def test_a_killed_run_goes_on_as_if_nothing_had_happened(name: str, killed: Path, tmp_path: Path) -> None:
+    case = cases.CASES[name]
+    assert not cases.checkpoint(killed / name, epoch=2).exists()
+    last = cases.checkpoint(killed / name, epoch=1)
     cases.fit(cases.module(case, seed=5), cases.trainer(tmp_path / "resumed"), last)
     cases.fit(cases.module(case), cases.trainer(tmp_path / "whole"))
     want, found = (cases.load(cases.checkpoint(tmp_path / name)) for name in ("whole", "resumed"))
     assert cases.differences(want, found) == []
 
 
-def test_a_checkpoint_inside_an_epoch_goes_on_inside_it(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", cases.WHOLE)
+def test_a_checkpoint_inside_an_epoch_goes_on_inside_it(name: str, tmp_path: Path) -> None:
     class SaveInside(pl.Callback):
         def on_train_batch_end(self, trainer: pl.Trainer, *_: object) -> None:
             if trainer.global_step == cases.BATCHES + 4:
                 trainer.save_checkpoint(tmp_path / "inside.ckpt")
 
-    case = cases.CASES[cases.ALL]
+    case = cases.CASES[name]
     cases.fit(cases.module(case), cases.trainer(tmp_path / "whole", SaveInside()))
     cases.fit(cases.module(case, seed=5), cases.trainer(tmp_path / "resumed"), tmp_path / "inside.ckpt")
     want, found = (cases.load(cases.checkpoint(tmp_path / name)) for name in ("whole", "resumed"))
