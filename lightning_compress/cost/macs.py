@@ -14,10 +14,12 @@ from lightning_compress.core.weight import Place
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-_COUNTED: tuple[type[nn.Module], ...] = (nn.Linear, nn.Embedding, *recurrent.KINDS, *_CONVOLUTIONS, *_TRANSPOSED)
-_UNCOUNTED = (nn.MultiheadAttention, nn.Bilinear)
+_COUNTED: tuple[type[nn.Module], ...] = (
+    *(nn.Linear, nn.Embedding, nn.MultiheadAttention),
+    *(*recurrent.KINDS, *_CONVOLUTIONS, *_TRANSPOSED),
+)
 
-Hook = Callable[[nn.Module, tuple[Any, ...], Any], None]
+Hook = Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]
 
 
 def _sizes(layer: nn.Module) -> dict[str, int]:
@@ -40,6 +42,13 @@ def _of_call(layer: nn.Module, inputs: Tensor, outputs: Tensor) -> int:
     return outputs.numel() * (inputs.shape[channel_dim] // layer.groups) * kernel
 
 
+def _projections(layer: nn.MultiheadAttention, query: Tensor, key: Tensor, value: Tensor, **_: object) -> list[int]:
+    """Of query, key and value together, and of the linear layer behind, which PyTorch computes without a call."""
+    inner = layer.num_heads * layer.head_dim
+    places = query.numel() // query.shape[-1]
+    return [sum(x.numel() for x in (query, key, value)) * inner, places * inner * layer.out_proj.out_features]
+
+
 @final
 class _Counter:
     """Forward hooks that add up the multiply-accumulates of the layers they sit on."""
@@ -50,7 +59,12 @@ class _Counter:
     def on(self, name: str) -> Hook:
         self.counts[name] = 0
 
-        def hook(layer: nn.Module, args: tuple[Any, ...], outputs: Any) -> None:
+        def hook(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], outputs: Any) -> None:
+            if isinstance(layer, nn.MultiheadAttention):
+                counts = _projections(layer, **dict(zip(("query", "key", "value"), args, strict=False)) | kwargs)
+                for part, count in zip((name, surgery.dotted(name, "out_proj")), counts, strict=True):
+                    self.counts[part] += count
+                return
             inputs = args[0].data if isinstance(args[0], PackedSequence) else args[0]
             self.counts[name] += _of_call(layer, inputs, outputs)
 
@@ -63,21 +77,22 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     Padding counts as in the dense kernel; bias, batch norm, activations, pooling and matrix products that are
     not a layer (attention scores) do not, which is the convention of the pruning papers. A layer called twice
     counts twice, one that is not called counts 0, and so does an embedding, which looks up. The weights of a recurrent
-    layer count once for each time step; its gates, which multiply numbers of one step, do not. Runs the first sample
-    in evaluation mode and without gradients, then puts every module back in the mode it was in.
+    layer count once for each time step; its gates, which multiply numbers of one step, do not. Query, key and value of
+    `nn.MultiheadAttention` count under its own name, the layer behind under that one's. Runs the first sample in
+    evaluation mode and without gradients, then puts every module back in the mode it was in.
 
     Args:
         model: on the device of `example`.
         example: a batch of inputs, each (B, ...).
 
     Raises:
-        ValueError: when the model holds a bilinear or `nn.MultiheadAttention` layer, which has no rule.
+        ValueError: when the model holds a bilinear layer, which has no rule.
 
     >>> macs(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU()), torch.zeros(2, 3, 10, 10))
     {'0': 13824}
     """
     for name, module in model.named_modules():
-        if isinstance(module, _UNCOUNTED):
+        if isinstance(module, nn.Bilinear):
             raise ValueError(
                 f"no rule for the multiply-accumulates of {name!r}, a {type(module).__name__}; "
                 "write it with nn.Linear and nn.Conv layers to have its cost counted"
@@ -85,15 +100,18 @@ def macs(model: nn.Module, example: Any) -> dict[str, int]:
     counter = _Counter()
     modes = [(module, module.training) for module in model.modules()]
     handles = [
-        module.register_forward_hook(counter.on(name))
+        module.register_forward_hook(counter.on(name), with_kwargs=True)
         for name, module in model.named_modules()
         if isinstance(module, _COUNTED)
     ]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
         model.eval()
+        torch.backends.mha.set_fastpath_enabled(False)  # it calls no layer of a `nn.TransformerEncoder`
         with torch.no_grad():
             call(model, rows(example, slice(1)))
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for handle in handles:
             handle.remove()
         for module, training in modes:

@@ -100,7 +100,10 @@ def macs_cost(model: nn.Module, example: Any, found: dict[str, Group]) -> Cost:
     15.0
     """
     plain = surgery.plain(model)
-    return Cost(plain, found, {surgery.dotted(name, "weight"): count for name, count in macs(plain, example).items()})
+    own = {name for name, module in plain.named_modules() if isinstance(module, nn.MultiheadAttention)}
+    counts = macs(plain, example).items()
+    sizes = {surgery.dotted(name, "in_proj_weight" if name in own else "weight"): count for name, count in counts}
+    return Cost(plain, found, sizes)
 
 
 def params_cost(model: nn.Module, found: dict[str, Group]) -> Cost:

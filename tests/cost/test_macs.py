@@ -1,12 +1,14 @@
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrize
 from torch.utils.flop_counter import FlopCounterMode
 
 from lightning_compress.cost.macs import macs
 from lightning_compress.models.mlp import lenet_300_100
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
+from tests.prune.graphs import Layer
 
 # (layer, input of one sample, MACs by hand: output positions x output channels x inputs of one output)
 LAYERS = [
@@ -144,7 +146,43 @@ def test_packed_steps_alone_count() -> None:
     assert macs(Packs(), torch.zeros(1, 7, 3)) == {"rnn": 4 * 3 * 5 * (3 + 5)}
 
 
-@pytest.mark.parametrize("layer", [nn.MultiheadAttention(4, 1), nn.Bilinear(4, 4, 2)])
-def test_refuses_layers_without_a_rule(layer: nn.Module) -> None:
-    with pytest.raises(ValueError, match=f"no rule for the multiply-accumulates of '0', a {type(layer).__name__}"):
-        macs(nn.Sequential(layer), torch.zeros(1, 4))
+class Attends(nn.Module):
+    """PyTorch's attention of 8 features in 2 heads over what has `width`, from the first 3 places."""
+
+    def __init__(self, width: int = 8) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True, kdim=width, vdim=width)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.attention(inputs[:, :3, :8], key=inputs, value=inputs)[0]
+        return outputs
+
+
+@pytest.mark.parametrize("width", [8, 12])
+def test_the_projections_of_attention_count(width: int) -> None:
+    inputs = torch.zeros(1, 7, width)
+    counts = {"attention": 8 * (3 * 8 + 2 * 7 * width), "attention.out_proj": 3 * 8 * 8}
+    assert macs(Attends(width), inputs) == counts
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        Attends(width)(inputs)
+    products = 2 * 3 * 7 * 8  # scores, and what they mix
+    assert counter.get_total_flops() == 2 * (sum(counts.values()) + products)
+
+
+@pytest.mark.parametrize("kind", ["torch", "fused"])
+def test_attention_costs_the_same_however_it_is_written(kind: str) -> None:
+    inputs = torch.zeros(2, 6, 24)
+    assert sum(macs(Layer(kind), inputs).values()) == sum(macs(Layer("apart"), inputs).values())
+
+
+def test_a_fused_encoder_is_counted_layer_by_layer() -> None:
+    layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=16, batch_first=True)
+    counts = macs(nn.TransformerEncoder(layer, 2), torch.zeros(1, 5, 8))
+    of_layer = {"self_attn": 3 * 5 * 64, "self_attn.out_proj": 5 * 64, "linear1": 5 * 128, "linear2": 5 * 128}
+    assert counts == {f"layers.{i}.{name}": count for i in range(2) for name, count in of_layer.items()}
+    assert torch.backends.mha.get_fastpath_enabled()
+
+
+def test_refuses_layers_without_a_rule() -> None:
+    with pytest.raises(ValueError, match="no rule for the multiply-accumulates of '0', a Bilinear"):
+        macs(nn.Sequential(nn.Bilinear(4, 4, 2)), torch.zeros(1, 4))

@@ -42,12 +42,13 @@ def test_the_cost_is_that_of_the_model_that_was_cut(build: Callable[[], nn.Modul
         assert round(params(keep), 6) == num_params(small)
 
 
-def test_heads_cost_parameters_too() -> None:
+def test_heads_cost_parameters_and_products_too() -> None:
     model, x = graphs.Encoder(), torch.zeros(1, 6, 24)
     found = groups(model, x, removing.layers(model), heads=True)
     keep = {root: torch.arange(6) < 4 for root in found}
     small = edits.replay(copy.deepcopy(model), cuts(model, found, keep))
     assert round(params_cost(model, found)(keep), 6) == num_params(small)
+    assert round(macs_cost(model, x, found)(keep), 6) == sum(macs(small, x).values())
 
 
 def test_a_ramp_in_eights_ends_at_its_budget() -> None:
