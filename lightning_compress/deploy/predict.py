@@ -49,7 +49,7 @@ def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
     return scores
 
 
-def read(path: str) -> list:
+def read(path: str) -> list[np.ndarray]:
     """Batches: an array of pixels or tokens, or the tokens of the lines of a text, each by itself where not padded."""
     if path.endswith(".npy"):
         return [np.load(path)]

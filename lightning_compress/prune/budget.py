@@ -61,7 +61,7 @@ class Cost:
     through.
     """
 
-    def __init__(self, model: nn.Module, found: dict[str, Group], sizes: dict[str, float]) -> None:
+    def __init__(self, model: nn.Module, found: dict[str, Group], sizes: Mapping[str, float]) -> None:
         self._roots = list(found)
         units = sum(group.size for group in found.values())
         names = list(sizes)

@@ -179,5 +179,6 @@ def test_each_takes_half_precision_and_large_logits(name: str) -> None:
 def test_tokens_and_pixels_are_samples_of_their_own(name: str, places: tuple[int, ...]) -> None:
     student, teacher = torch.randn(5, 6, *places), torch.randn(5, 6, *places)
     targets = torch.randint(6, (5, *places))
-    rows = [given.movedim(1, -1).reshape(-1, 6) for given in (student, teacher)]
-    torch.testing.assert_close(_call(name, student, teacher, targets), _call(name, *rows, targets.reshape(-1)))
+    by_rows, of_teacher = (given.movedim(1, -1).reshape(-1, 6) for given in (student, teacher))
+    expected = _call(name, by_rows, of_teacher, targets.reshape(-1))
+    torch.testing.assert_close(_call(name, student, teacher, targets), expected)
