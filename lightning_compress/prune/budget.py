@@ -102,7 +102,9 @@ def macs_cost(model: nn.Module, example: Any, found: dict[str, Group]) -> Cost:
     plain = surgery.plain(model)
     own = {name for name, module in plain.named_modules() if isinstance(module, nn.MultiheadAttention)}
     counts = macs(plain, example).items()
-    sizes = {surgery.dotted(name, "in_proj_weight" if name in own else "weight"): count for name, count in counts}
+    sizes: dict[str, float] = {
+        surgery.dotted(name, "in_proj_weight" if name in own else "weight"): count for name, count in counts
+    }
     return Cost(plain, found, sizes)
 
 
