@@ -58,8 +58,9 @@ class Vocabulary:
     def tokens(self, text: str) -> Tensor:
         """The token ids of a whole text, int64 `[T]`, neither padded nor cut.
 
-        >>> trained(["good film", "bad film"], size=300).tokens("a film, a film").shape
-        torch.Size([5])
+        >>> vocabulary = trained(["good film", "bad film"], size=300)
+        >>> vocabulary.decode(vocabulary.tokens("a film, a good film").tolist())
+        ' a film, a good film'
         """
         _alone()
         self._tokenizer.no_truncation()
