@@ -1,4 +1,8 @@
-"""What the model is trained for: a loss and the metrics that judge it, behind one small object."""
+"""What the model is trained for: a loss and the metrics that judge it, behind one small object.
+
+Outputs are logits [batch, classes, ...], as PyTorch's own cross entropy takes them: classes are the second dimension,
+and what follows are positions (tokens of a text, pixels), each with a target of its own, [batch, ...].
+"""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +57,28 @@ class _Accuracy(Metric):
         return self.right / self.given
 
 
+@final
+class _Perplexity(Metric):
+    """exp of the mean cross entropy of all positions so far, each counted alike."""
+
+    total: Tensor
+    given: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("total", torch.tensor(0.0), dist_reduce_fx="sum")
+        self.add_state("given", torch.tensor(0), dist_reduce_fx="sum")
+
+    def update(self, outputs: Tensor, targets: Tensor) -> None:
+        """Count a batch."""
+        self.total += F.cross_entropy(outputs.float(), targets, reduction="sum")
+        self.given += targets.numel()
+
+    def compute(self) -> Tensor:
+        """The perplexity so far."""
+        return (self.total / self.given).exp()
+
+
 def _accuracy(num_classes: int | Mapping[str, int]) -> MetricCollection:
     if not isinstance(num_classes, Mapping):
         return MetricCollection({"accuracy": MulticlassAccuracy(num_classes, average="micro")})
@@ -63,10 +89,10 @@ def _accuracy(num_classes: int | Mapping[str, int]) -> MetricCollection:
 
 
 def cross_entropy(outputs: Tensor | Mapping[str, Tensor], targets: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross entropy, mean over the batch; of several heads the sum of theirs.
+    """Cross entropy, mean over the batch and all positions; of several heads the sum of theirs.
 
-    `outputs` are logits [batch, classes] for `targets` int64 [batch], or such logits by head for `targets` [batch,
-    heads], whose columns are in the order of the heads' names.
+    `outputs` are logits [batch, classes, ...] for `targets` int64 [batch, ...], or logits [batch, classes] by head for
+    `targets` [batch, heads], whose columns are in the order of the heads' names.
 
     >>> logits, targets = torch.randn(3, 4), torch.tensor([0, 3, 1])
     >>> twice = cross_entropy({"a": logits, "b": logits}, torch.stack([targets, targets], dim=1))
@@ -102,6 +128,39 @@ def classification(num_classes: int | Mapping[str, int], label_smoothing: float 
         objective="accuracy",
         maximize=True,
     )
+
+
+def next_token(label_smoothing: float = 0.0) -> Task:
+    """Cross entropy of the token that follows each one, and perplexity: exp of its mean over all tokens, unsmoothed.
+
+    `outputs` are logits [batch, tokens of the vocabulary, length], `targets` int64 [batch, length]. Selection takes
+    the lowest perplexity.
+
+    >>> task = next_token()
+    >>> metrics = task.metrics()
+    >>> metrics.update(torch.zeros(2, 5, 3), torch.ones(2, 3, dtype=torch.int64))
+    >>> round(float(metrics.compute()["perplexity"]), 4)
+    5.0
+    """
+    return Task(
+        loss=partial(cross_entropy, label_smoothing=label_smoothing),
+        metrics=lambda: MetricCollection({"perplexity": _Perplexity()}),
+        objective="perplexity",
+    )
+
+
+def by_kind(kind: str, num_classes: int | Mapping[str, int], label_smoothing: float = 0.0) -> Task:
+    """The task that data of `num_classes` says it is for: "classification" or "next_token".
+
+    Raises:
+        ValueError: another kind.
+
+    >>> by_kind("next_token", 2000).objective
+    'perplexity'
+    """
+    if kind not in ("classification", "next_token"):
+        raise ValueError(f"data is for classification or next_token, got {kind!r}; give a task of your own to compress")
+    return next_token(label_smoothing) if kind == "next_token" else classification(num_classes, label_smoothing)
 
 
 def by_head(outputs: Tensor | Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ _MEANS = ("probabilities", "logits")
 
 @final
 class Ensemble(nn.Module):
-    """The weighted mean of what `members` put out, as logits of shape [batch, classes]; a teacher like any other.
+    """The weighted mean of what `members` put out, as logits of shape [batch, classes, ...]; a teacher like any other.
 
     With `mean` "probabilities" the softmax of the output is the mean of the members' softmax, as in Hinton 2015
     (arXiv 1503.02531); at another temperature it is the mean that is softened. With "logits" the logits are averaged:
@@ -45,8 +45,8 @@ class Ensemble(nn.Module):
         outputs = [member(inputs) for member in self.members]
         if len({each.shape for each in outputs}) > 1:
             raise ValueError(f"Ensemble: members must put out one shape, got {[tuple(each.shape) for each in outputs]}")
-        logits = torch.stack(outputs).float()  # [members, batch, classes]
-        shares = self.get_buffer(self._shares).float()[:, None, None]
+        logits = torch.stack(outputs).float()  # [members, batch, classes, ...]
+        shares = self.get_buffer(self._shares).float().view(-1, *[1] * (logits.dim() - 1))
         if self.mean == "logits":
             return (shares * logits).sum(0)
         return torch.logsumexp(logits.log_softmax(2) + shares.log(), 0)

@@ -1,7 +1,10 @@
-"""Losses on logits: `loss(student, teacher, ...) -> scalar`, both of shape [batch, classes], mean over the batch.
+"""Losses on logits: `loss(student, teacher, ...) -> scalar`, both of shape [batch, classes, ...].
+
+The classes are the second dimension, as PyTorch's own cross entropy has it; tokens of a text or pixels, which follow,
+are samples like any other, and the loss is the mean over all of them.
 
 What else a loss needs it asks for by the names of its parameters: `temperature`, which softens the outputs, and
-`targets` [batch], the int64 labels. Further parameters have defaults and are its own options. A function of yours,
+`targets` [batch, ...], the int64 labels. Further parameters have defaults and are its own options. A function of yours,
 given by its dotted path, has the same form.
 """
 
@@ -10,6 +13,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _TINY = 1e-8
+
+
+def _rows(logits: Tensor) -> Tensor:
+    """Logits [batch, classes, ...] as float32 rows [samples, classes]."""
+    return logits.float().movedim(1, -1).flatten(0, -2)
 
 
 def kl(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
@@ -29,8 +37,8 @@ def kl_unscaled(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     >>> float(4 * kl_unscaled(logits, logits.flip(1), 2.0)) == float(kl(logits, logits.flip(1), 2.0))
     True
     """
-    log_student = F.log_softmax(student.float() / temperature, dim=1)
-    log_teacher = F.log_softmax(teacher.float() / temperature, dim=1)
+    log_student = F.log_softmax(_rows(student) / temperature, dim=1)
+    log_teacher = F.log_softmax(_rows(teacher) / temperature, dim=1)
     return F.kl_div(log_student, log_teacher, reduction="batchmean", log_target=True)
 
 
@@ -41,8 +49,8 @@ def soft_cross_entropy(student: Tensor, teacher: Tensor, temperature: float) -> 
     >>> round(float(soft_cross_entropy(even, even, 1.0)), 4)
     0.6931
     """
-    soft = (teacher.float() / temperature).softmax(1)
-    return F.cross_entropy(student.float() / temperature, soft) * temperature**2
+    soft = (_rows(teacher) / temperature).softmax(1)
+    return F.cross_entropy(_rows(student) / temperature, soft) * temperature**2
 
 
 def mse(student: Tensor, teacher: Tensor) -> Tensor:
@@ -63,7 +71,7 @@ def kl_standardized(student: Tensor, teacher: Tensor, temperature: float) -> Ten
     >>> abs(round(float(kl_standardized(10 * logits - 3, logits, 2.0)), 6))
     0.0
     """
-    return kl(_standardized(student.float()), _standardized(teacher.float()), temperature)
+    return kl(_standardized(_rows(student)), _standardized(_rows(teacher)), temperature)
 
 
 def _standardized(logits: Tensor) -> Tensor:
@@ -83,8 +91,8 @@ def dkd(
     >>> abs(round(float(dkd(logits + 1, logits, 4.0, targets)), 6))
     0.0
     """
-    target_student, others_student = _apart(student.float() / temperature, targets)
-    target_teacher, others_teacher = _apart(teacher.float() / temperature, targets)
+    target_student, others_student = _apart(_rows(student) / temperature, targets.flatten())
+    target_teacher, others_teacher = _apart(_rows(teacher) / temperature, targets.flatten())
     of_target = F.kl_div(target_student, target_teacher, reduction="batchmean", log_target=True)
     of_others = F.kl_div(others_student, others_teacher, reduction="batchmean", log_target=True)
     return (alpha * of_target + beta * of_others) * temperature**2
@@ -108,7 +116,7 @@ def dist(student: Tensor, teacher: Tensor, temperature: float, beta: float = 2.0
     >>> abs(round(float(dist(logits + 1, logits, 4.0)), 4))
     0.0
     """
-    p, q = (student.float() / temperature).softmax(1), (teacher.float() / temperature).softmax(1)
+    p, q = (_rows(student) / temperature).softmax(1), (_rows(teacher) / temperature).softmax(1)
     between, within = 1.0 - _correlation(p, q).mean(), 1.0 - _correlation(p.T, q.T).mean()
     return (beta * between + gamma * within) * temperature**2
 

@@ -20,8 +20,8 @@ def compare(model: nn.Module, session: Callable[[NDArray[Any]], Any], inputs: Te
     """Distance between the outputs of `model` and of `session`, an exported copy, on the batch `inputs`.
 
     `max_error` and `mean_error` are absolute, `relative_error` is the mean error over the mean size of the outputs,
-    `agreement` the share of rows whose largest output is the same one. Of several outputs by name these are the worst
-    of each, and `max_error/<name>` and so on are its own.
+    `agreement` the share of rows whose largest output is the same one, of outputs [batch, classes, ...] at each place.
+    Of several outputs by name these are the worst of each, and `max_error/<name>` and so on are its own.
 
     >>> net = nn.Linear(2, 2)
     >>> compare(net, lambda x: net(torch.from_numpy(x)).numpy(), torch.ones(3, 2))["agreement"]
@@ -44,12 +44,12 @@ def distance(expected: Tensor | Mapping[str, Tensor], got: Any) -> dict[str, flo
     got = torch.as_tensor(got)
     if got.shape != expected.shape:
         raise ExportMismatchError(f"expected outputs of shape {tuple(expected.shape)}, got {tuple(got.shape)}")
-    error = (got - expected).abs()
+    error, classes = (got - expected).abs(), min(1, expected.dim() - 1)
     return {
         "max_error": float(error.max()),
         "mean_error": float(error.mean()),
         "relative_error": float(error.mean() / expected.abs().mean().clamp_min(torch.finfo().tiny)),
-        "agreement": float((got.argmax(-1) == expected.argmax(-1)).float().mean()),
+        "agreement": float((got.argmax(classes) == expected.argmax(classes)).float().mean()),
     }
 
 

@@ -1,8 +1,11 @@
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
+from torchmetrics.text import Perplexity
 
-from lightning_compress.core.task import classification, named_loss
+from lightning_compress.core.task import by_kind, classification, named_loss, next_token
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -60,3 +63,29 @@ def test_accuracy_of_heads_is_their_mean_and_each_ones_own() -> None:
 def test_a_head_of_one_class_is_refused() -> None:
     with pytest.raises(ValueError, match="num_classes >= 2, got 1 for parity"):
         classification({"digit": 10, "parity": 1})
+
+
+def test_perplexity_by_hand_counts_every_token_alike() -> None:
+    task = next_token(label_smoothing=0.1)
+    metrics = task.metrics()
+    # Probabilities of the right token: 1/2 and 1/4 in the first batch, 1/8 in the second, of one token.
+    metrics.update(torch.tensor([[[0.5, 0.25], [0.5, 0.75]]]).log(), torch.zeros(1, 2, dtype=torch.int64))
+    metrics.update(torch.tensor([[[0.125], [0.875]]]).log(), torch.zeros(1, 1, dtype=torch.int64))
+    expected = math.exp(-(math.log(1 / 2) + math.log(1 / 4) + math.log(1 / 8)) / 3)
+    assert float(metrics.compute()["perplexity"]) == pytest.approx(expected) == pytest.approx(4.0)
+    assert (task.objective, task.maximize) == ("perplexity", False)
+
+
+def test_perplexity_is_that_of_torchmetrics_and_exp_of_the_loss() -> None:
+    task, theirs = by_kind("next_token", 7), Perplexity()
+    logits, targets = torch.randn(3, 7, 5), torch.randint(7, (3, 5))
+    (ours,) = task.metrics().values()
+    ours.update(logits, targets)
+    theirs.update(logits.transpose(1, 2), targets)  # which has classes last
+    torch.testing.assert_close(ours.compute(), theirs.compute())
+    torch.testing.assert_close(ours.compute(), task.loss(logits, targets).exp())
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match="classification or next_token, got 'regression'"):
+        by_kind("regression", 3)

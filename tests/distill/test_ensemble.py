@@ -83,3 +83,13 @@ def test_bad_options(arguments: tuple[Any, ...], options: dict[str, Any], messag
 def test_members_of_other_classes() -> None:
     with pytest.raises(ValueError, match=r"must put out one shape, got \[\(1, 2\), \(1, 3\)\]"):
         Ensemble([Says(1.0, 2.0), Says(1.0, 2.0, 3.0)])(X)
+
+
+@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+def test_positions_are_averaged_each_by_itself(mean: str) -> None:
+    members, x = [nn.Conv1d(2, 4, 1), nn.Conv1d(2, 4, 1)], torch.randn(3, 2, 5)
+    ensemble = Ensemble(members, [1, 3], mean=mean)
+    torch.testing.assert_close(ensemble(x)[:, :, 1:2], ensemble(x[:, :, 1:2]))
+    if mean == "probabilities":
+        expected = 0.25 * members[0](x).softmax(1) + 0.75 * members[1](x).softmax(1)
+        torch.testing.assert_close(ensemble(x).softmax(1), expected)

@@ -159,3 +159,12 @@ def test_each_takes_half_precision_and_large_logits(name: str) -> None:
     assert loss.isfinite()
     assert large.grad is not None
     assert large.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("places", [(4,), (2, 3)])
+def test_tokens_and_pixels_are_samples_of_their_own(name: str, places: tuple[int, ...]) -> None:
+    student, teacher = torch.randn(5, 6, *places), torch.randn(5, 6, *places)
+    targets = torch.randint(6, (5, *places))
+    rows = [given.movedim(1, -1).reshape(-1, 6) for given in (student, teacher)]
+    torch.testing.assert_close(_call(name, student, teacher, targets), _call(name, *rows, targets.reshape(-1)))

@@ -93,3 +93,9 @@ def test_outputs_of_other_names_are_refused(got: object) -> None:
 
 def test_the_only_output_needs_no_name() -> None:
     assert distance({"a": INPUTS}, INPUTS.numpy())["max_error/a"] == 0.0
+
+
+def test_classes_are_the_second_dimension() -> None:
+    expected = torch.tensor([[[1.0, 0.0], [0.0, 1.0]]])  # class 0, then class 1
+    assert distance(expected, expected.flip(1))["agreement"] == 0.0
+    assert distance(expected, expected + torch.tensor([0.0, 2.0]))["agreement"] == 1.0
