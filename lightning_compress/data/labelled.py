@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import pytorch_lightning as pl
 import torch
@@ -67,6 +67,9 @@ class LabelledData(pl.LightningDataModule, ABC):
     when its loader is asked for. Part by part, samples in memory go through a `DeviceLoader` on the trainer's
     device, all others through a `WorkerLoader`. Under distributed training the loaders shard themselves.
     """
+
+    #: What a model is asked of it: "classification" or "next_token" (`core/task.py`).
+    task_kind: ClassVar[str] = "classification"
 
     def __init__(self, batching: Batching) -> None:
         super().__init__()
@@ -154,6 +157,11 @@ class LabelledData(pl.LightningDataModule, ABC):
         """Number of classes, by head where there are heads."""
         tables = self._tables
         return {head: int(table.max()) + 1 for head, table in tables.items()} if tables else len(self.labels)
+
+    @property
+    def target_shape(self) -> tuple[int, ...]:
+        """Positions of a sample that have a class each: () where it has one, (T,) of texts."""
+        return tuple(self.train_part.labels.shape[1:])
 
     @property
     def _tables(self) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ class Part(Protocol):
 
     @property
     def labels(self) -> Tensor:
-        """Class of every sample, int64 `[N]`."""
+        """Class of every sample, int64 `[N]`; of every position in it `[N, T]`."""
 
     @property
     def names(self) -> list[str]:
@@ -32,7 +32,8 @@ class Part(Protocol):
 class Samples:
     """Samples held in memory: `inputs` uint8 or float32 `[N, C, H, W]`, `labels` int64 `[N]`.
 
-    Texts are token ids: `inputs` int64 `[N, T]`, padded behind the `lengths` int64 `[N]`.
+    Texts are token ids: `inputs` int64 `[N, T]`, padded behind the `lengths` int64 `[N]`; where each token has a
+    label of its own, `labels` is int64 `[N, T]`.
 
     >>> import torch
     >>> samples = Samples(torch.arange(3.0).view(3, 1, 1, 1), torch.tensor([0, 1, 0]), ["no", "yes"])

@@ -11,6 +11,8 @@ from torch import Tensor
 
 #: What the padding token is called in the tokenizers we make, and in those of BERT, T5 and most others.
 PADDINGS = ("[PAD]", "<pad>")
+#: The token of a word that is not among the known ones.
+UNKNOWN = "[UNK]"
 
 
 @final
@@ -53,6 +55,22 @@ class Vocabulary:
             raise ValueError(f"row {row} has no token: {texts[row]!r}; leave empty texts out of the data")
         return torch.tensor([each.ids for each in encoded]), lengths
 
+    def tokens(self, text: str) -> Tensor:
+        """The token ids of a whole text, int64 `[T]`, neither padded nor cut.
+
+        >>> trained(["good film", "bad film"], size=300).tokens("a film, a film").shape
+        torch.Size([5])
+        """
+        _alone()
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
+
+    @property
+    def names(self) -> list[str]:
+        """Every token as the tokenizer writes it, by its id."""
+        return [str(self._tokenizer.id_to_token(number)) for number in range(len(self))]
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, padding left out."""
         return str(self._tokenizer.decode([number for number in ids if number != self.padding_id]))
@@ -83,6 +101,28 @@ def trained(texts: Iterable[str], size: int) -> Vocabulary:
     trainer = trainers.BpeTrainer(
         vocab_size=size, special_tokens=list(PADDINGS[:1]), initial_alphabet=sorted(alphabet), show_progress=False
     )
+    tokenizer.train_from_iterator(texts, trainer)
+    return Vocabulary(tokenizer)
+
+
+def trained_on_words(texts: Iterable[str], size: int) -> Vocabulary:
+    """The most frequent words and marks of `texts`, at most `size` tokens; all others are one token, `[UNK]`.
+
+    Words are what letters, digits and underscores make up, marks what all but white space does, which is dropped.
+
+    Raises:
+        ValueError: `size` leaves no room for a word beside the padding and the unknown token.
+
+    >>> trained_on_words(["a good film, a bad film"], size=5).names
+    ['[PAD]', '[UNK]', 'a', 'film', ',']
+    """
+    special = [PADDINGS[0], UNKNOWN]
+    if size <= len(special):
+        raise ValueError(f"vocab_size must be above the {len(special)} tokens {' and '.join(special)}, got {size}")
+    _alone()
+    tokenizer = Tokenizer(models.WordLevel(unk_token=UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    trainer = trainers.WordLevelTrainer(vocab_size=size, special_tokens=special, show_progress=False)
     tokenizer.train_from_iterator(texts, trainer)
     return Vocabulary(tokenizer)
 

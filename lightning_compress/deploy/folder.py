@@ -25,6 +25,7 @@ CHECKSUMS, SAMPLES, PREPROCESSING, LABELS = "checksums.sha256", "samples.npz", "
 SCRIPTS = ("predict.py", "measure.py")
 _SAMPLES = 32
 _TOKENS = "input = token ids of tokenizer.json, padded behind; any length up to input_shape"
+_NEXT = "input = token ids of tokenizer.json, any length; output = logits of the token that follows each"
 _README = """\
 {title}: {numbers}.
 On the device: pip install numpy onnxruntime, then `python predict.py --check` compares with PyTorch on real samples.
@@ -126,10 +127,12 @@ def _pixels(data: Any) -> tuple[Tensor, Tensor, dict[str, Any]]:
         pixels, targets, *_ = next(iter(data.val_dataloader()))
         pixels, targets = pixels[:_SAMPLES].cpu().contiguous(), targets[:_SAMPLES].cpu()
         known = {"mean": [0.0], "std": [1.0], "pixel_scale": 1.0}
-    tokens = pixels.dtype == torch.int64
+    tokens, formula = pixels.dtype == torch.int64, "input = (pixel * pixel_scale - mean) / std, mean and std by channel"
+    if tokens:
+        formula = _NEXT if targets.shape == pixels.shape else _TOKENS
     return pixels, targets, {
         **known,
-        "formula": _TOKENS if tokens else "input = (pixel * pixel_scale - mean) / std, mean and std by channel",
+        "formula": formula,
         "input_shape": list(pixels.shape[1:]),
         "layout": "NCHW" if pixels.dim() == 4 else "batch first",
         "pixel_dtype": str(pixels.dtype).removeprefix("torch."),

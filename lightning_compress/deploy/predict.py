@@ -2,6 +2,7 @@
 
 python predict.py pixels.npy         label and share of each picture, [number, channels, height, width] as stored
 python predict.py texts.txt          the same of each line, where there is a tokenizer.json; needs tokenizers too
+                                     a language model tells the token that comes next
 python predict.py --check            outputs on samples.npz beside those that PyTorch gave
 Add --float-kernels where measure.py found them faster.
 """
@@ -26,7 +27,7 @@ def whole(name: str) -> Path:
 
 
 def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
-    """Scores [number, classes] of `pixels` [number, ...]."""
+    """Scores [number, classes] of `pixels` [number, ...]; of a language model [number, classes, length]."""
     facts, options = json.loads((HERE / "preprocessing.json").read_text()), onnxruntime.SessionOptions()
     options.add_session_config_entry("session.x64quantprecision", "1")  # int8 sums must not saturate on older CPUs
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float activations stay float
@@ -48,15 +49,15 @@ def predict(pixels: np.ndarray, kernels: str = "integer") -> np.ndarray:
     return scores
 
 
-def read(path: str) -> np.ndarray:
-    """An array of pixels or tokens, or the tokens of the lines of a text."""
+def read(path: str) -> list:
+    """Batches: an array of pixels or tokens, or the tokens of the lines of a text, each by itself where not padded."""
     if path.endswith(".npy"):
-        pixels: np.ndarray = np.load(path)
-        return pixels
+        return [np.load(path)]
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(whole("tokenizer.json")))  # which pads and cuts as in training
-    return np.array([line.ids for line in tokenizer.encode_batch(Path(path).read_text("utf-8").splitlines())])
+    lines = [line.ids for line in tokenizer.encode_batch(Path(path).read_text("utf-8").splitlines())]
+    return [np.array(lines)] if len({len(line) for line in lines}) == 1 else [np.array([line]) for line in lines]
 
 
 def check(kernels: str) -> str:
@@ -79,8 +80,9 @@ def main() -> None:
         print(check(kernels))
     elif len(files) == 1:
         labels = json.loads((HERE / "labels.json").read_text())
-        for row in predict(read(files[0]), kernels):
-            print(labels[int(row.argmax())], f"{1 / np.exp(row - row.max()).sum():.3f}")
+        for scores in (predict(batch, kernels) for batch in read(files[0])):
+            for row in scores.reshape(*scores.shape[:2], -1)[:, :, -1]:  # of a language model what follows the text
+                print(labels[int(row.argmax())], f"{1 / np.exp(row - row.max()).sum():.3f}")
     else:
         raise ValueError("expected one .npy file of pixels, or --check")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core import shrunk
 from lightning_compress.core.method import Compact, Method
-from lightning_compress.core.task import Task, classification
+from lightning_compress.core.task import Task, by_kind
 from lightning_compress.distill.teacher import Teacher
 from lightning_compress.export import onnx, packed
 from lightning_compress.module import OptimizerFactory, SchedulerFactory
@@ -118,7 +118,7 @@ def _task(data: Any) -> Task:
             "compress: the data module has no num_classes; give a task, "
             "for example task=lightning_compress.core.task.classification(10)"
         )
-    return classification(data.num_classes)
+    return by_kind(getattr(data, "task_kind", "classification"), data.num_classes)
 
 
 def _inputs(data: Any) -> Tensor:

@@ -10,7 +10,7 @@ from torch import nn
 
 from lightning_compress.core.compressor import Compressor
 from lightning_compress.core.method import Method
-from lightning_compress.core.task import Task, classification
+from lightning_compress.core.task import Task, by_kind
 from lightning_compress.distill.teacher import Teacher
 from lightning_compress.models.load import load_weights
 from lightning_compress.run import config as conf
@@ -68,7 +68,9 @@ def model(node: Config, *, seed: int, weights: str | None = None, allow: Sequenc
 
 @torch.no_grad()
 def check_fit(model: nn.Module, module: Any) -> None:
-    """See that the model takes the data's inputs and gives one row of logits for each, by head if the data has heads.
+    """See that the model takes the data's inputs and gives logits [batch, classes], by head if the data has heads.
+
+    Where each position of a sample has a target, [batch, ...], the logits are [batch, classes, ...].
 
     Raises:
         ConfigError: it does not.
@@ -83,7 +85,8 @@ def check_fit(model: nn.Module, module: Any) -> None:
         ) from error
     classes = module.num_classes
     several = isinstance(classes, Mapping)
-    expected = {head: (len(example), own) for head, own in classes.items()} if several else (len(example), classes)
+    rest = (classes, *getattr(module, "target_shape", ()))
+    expected = {head: (len(example), own) for head, own in classes.items()} if several else (len(example), *rest)
     got = {head: _shape(own) for head, own in outputs.items()} if isinstance(outputs, Mapping) else _shape(outputs)
     if got != expected:
         raise ConfigError(f"model {name} must give logits of shape {expected} for {len(example)} inputs; got {got}")
@@ -94,8 +97,9 @@ def _shape(outputs: Any) -> tuple[int, ...] | str:
 
 
 def task(config: Config, module: Any) -> Task:
-    """Classification over the data's classes, those of each head where it has heads."""
-    return classification(facts(module)["num_classes"], config["label_smoothing"])
+    """What the data is for: classification over its classes, those of each head where it has heads, or next tokens."""
+    kind = getattr(module, "task_kind", "classification")
+    return by_kind(kind, module.num_classes, config["label_smoothing"])
 
 
 def methods(

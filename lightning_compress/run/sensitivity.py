@@ -42,12 +42,14 @@ def scan(
     left out, and `left_out` says why. The model stays as it is.
 
     Raises:
-        ConfigError: no such axis, or all are left out.
+        ConfigError: no such axis, all are left out, or the run is not judged by accuracy.
     """
     _check(axes, batches)
     pl.seed_everything(config["seed"], verbose=False)
     data = build.data(config)
     task = build.task(config, data)
+    if task.objective != "accuracy":
+        raise ConfigError(f"sensitivity counts points of accuracy, and this run is judged by {task.objective}")
 
     def evaluated(one: nn.Module) -> dict[str, float]:
         found = measure.evaluate(one, islice(data.val_dataloader(), batches), task, "val")

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from lightning_compress.data.vocabulary import Vocabulary, loaded, trained
+from lightning_compress.data.vocabulary import Vocabulary, loaded, trained, trained_on_words
 
 TEXTS = ["a good film", "a bad , bad film", "goodness , what a film", "zoë 's naïve café"]
 
@@ -64,3 +64,19 @@ def test_what_cannot_be_used_is_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.json").write_text("{}")
     with pytest.raises(ValueError, match=r"broken\.json holds no tokenizer"):
         loaded(tmp_path / "broken.json")
+
+
+def test_a_whole_text_is_neither_cut_nor_padded() -> None:
+    vocabulary = trained(TEXTS, size=400)
+    _ = vocabulary.encode(TEXTS, max_length=2)
+    whole = vocabulary.tokens(" ".join(TEXTS) * 9)
+    assert vocabulary.decode(whole.tolist()).strip() == " ".join(TEXTS) * 9
+    assert torch.equal(vocabulary.encode(["a good film"], 3)[0][0], vocabulary.tokens("a good film"))
+
+
+def test_words_are_the_most_frequent_ones_and_all_else_is_one_token() -> None:
+    vocabulary = trained_on_words(["film film, film", "good, bad"], size=4)
+    assert vocabulary.names == ["[PAD]", "[UNK]", "film", ","]
+    assert vocabulary.tokens("a film, bad\nfilm").tolist() == [1, 2, 3, 1, 2]
+    with pytest.raises(ValueError, match=r"above the 2 tokens \[PAD\] and \[UNK\], got 2"):
+        trained_on_words(TEXTS, size=2)

@@ -39,8 +39,10 @@ SHALLOW = {"vgg16": 11, "preact_resnet20": 8, "wrn_16_2": 10}
 LONG = {"resnet18", "mobilenet_v1"}
 # Takes token ids, and pads them with 0.
 TEXTS = {"text_transformer", "text_lstm", "text_gru"}
-MODELS = [*IMAGES, *sorted(TEXTS)]
-RECURRENT = {"gru", "crnn", "text_lstm", "text_gru"}
+# Takes token ids and tells the one that follows each.
+LANGUAGE = {"lstm_lm"}
+MODELS = [*IMAGES, *sorted(TEXTS), *sorted(LANGUAGE)]
+RECURRENT = {"gru", "crnn", "text_lstm", "text_gru", "lstm_lm"}
 EXTERNAL = {"timm", "huggingface"}
 REPEATED = {
     *(f"resnet{depth}" for depth in (14, 20, 26, 32, 34, 44, 56, 110)),
@@ -66,6 +68,8 @@ def build(name: str, **extra: object) -> tuple[nn.Module, Tensor]:
     model = target(**{key: value for key, value in config.items() if key in inspect.signature(target).parameters})
     assert isinstance(model, nn.Module)
     torch.manual_seed(0)
+    if name in LANGUAGE:
+        return model, torch.randint(1, 50, (2, size))
     if name in TEXTS:
         tokens = torch.randint(1, 50, (2, size))
         return model, tokens * (torch.arange(size) < torch.tensor([[size], [4]]))
@@ -80,7 +84,7 @@ def test_every_file_is_in_the_table() -> None:
 def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -> None:
     config = dict(settings(path.stem))
     signature = inspect.signature(get_object(str(config.pop("_target_"))))
-    assert "num_classes" in signature.parameters
+    assert ("vocab_size" if path.stem in LANGUAGE else "num_classes") in signature.parameters
     facts = {"num_classes", "in_channels", "image_size", "num_features", "vocab_size", "padding_id", "max_length"}
     assert not config.keys() & facts
     assert config.keys() <= signature.parameters.keys()
@@ -91,7 +95,7 @@ def test_file_binds_to_the_signature_and_leaves_the_data_to_decide(path: Path) -
 def test_gives_logits_at_every_width(name: str, width: float) -> None:
     with torch.device("meta"):
         model, inputs = build(name, width=width)
-    assert model(inputs).shape == (2, 7)
+    assert model(inputs).shape == ((2, 60, 9) if name in LANGUAGE else (2, 7))
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes .*_flat_weights:UserWarning")  # of torch's recurrent layers
