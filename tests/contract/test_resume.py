@@ -8,7 +8,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from tests.contract import cases
+from tests.contract import cases, nets
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +20,11 @@ def _script(what: str, folder: Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["", *cases.KINDS])
+@pytest.mark.parametrize("kind", ["", *nets.IN_EVERY_SUBSET])
 def test_a_fresh_process_reloads_and_resumes_each_case_bit_by_bit(kind: str, tmp_path: Path) -> None:
-    others = {name: case for name, case in cases.CASES.items() if name.partition(":")[0] not in cases.KINDS}
+    others = {name: case for name, case in cases.CASES.items() if name.partition(":")[0] not in nets.IN_EVERY_SUBSET}
     expected: dict[str, Any] = {}
-    for name, case in cases.KINDS.get(kind, others).items():
+    for name, case in (cases.KINDS[kind] if kind else others).items():
         trained = cases.fit(cases.module(case), cases.trainer(tmp_path / name))
         expected[name] = cases.outputs(trained.model)
     done = _script("go_on", tmp_path)
