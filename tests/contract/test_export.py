@@ -39,7 +39,7 @@ def test_what_was_compressed_is_smaller_on_disk(tmp_path: Path) -> None:
 def _exported() -> Iterator[Any]:
     """What is not the same file but for the numbers in it: of a teacher nothing is left there."""
     for name in cases.CASES:
-        if name in cases.WHOLE:
+        if name in cases.WHOLE and name not in cases.RECURRENT:  # of which there is `text_lstm`
             yield name
         elif name.partition(":")[0] not in cases.KINDS or "distill" not in name:
             yield pytest.param(name, marks=pytest.mark.slow)
