@@ -231,7 +231,8 @@ def _remarks(spec: Spec, records: Records, row: Row) -> tuple[str, ...]:
     found = records[row.name].values() if row.experiment is not None else ()
     failed = [f"seed {each.seed} failed: {each.error}" for each in found if each.status != "done"]
     old = [f"seed {each.seed} does not fit: {why}" for each in found for why in stale(each, row, spec.overrides)]
-    return (*([] if row.cause is None else [row.cause]), *failed, *old)
+    unmarked = ["not run"] if row.experiment is not None and not found and not row.published else []
+    return (*([] if row.cause is None else [row.cause]), *unmarked, *failed, *old)
 
 
 def _claim(spec: Spec, records: Records, claim: Claim) -> Judged:

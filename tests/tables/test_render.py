@@ -68,6 +68,12 @@ def test_what_was_not_run_or_failed_is_said(make: Make, keep: Keep, tmp_path: Pa
     assert found.sections[0].lines[0].remarks == ("seed 1 failed: ValueError: loss is NaN",)
 
 
+def test_a_row_of_ours_alone_says_that_it_was_not_run(make: Make, tmp_path: Path) -> None:
+    unpublished = make(lambda table: table["rows"]["dense"].pop("published"))
+    found = cells.sheet(unpublished, records.read(tmp_path / "records", unpublished))
+    assert found.sections[0].lines[0].remarks == ("not run",)
+
+
 def test_numbers_that_the_runs_lack_are_named(make: Make, keep: Keep, tmp_path: Path) -> None:
     keep("pruned", 0, 2.0, cost={"packed_bytes": 100})
     missing = cell(sheet(make, tmp_path / "records"), "pruned", "smaller")
