@@ -202,6 +202,8 @@ def _table(source: str, split: str, cache_dir: str | None) -> datasets.Dataset:
     elif not _HUB_ID.fullmatch(source):
         raise FileNotFoundError(f"{source} is no folder (and no hub id, which looks like 'owner/name')")
     datasets.disable_progress_bars()  # they would mix with the lines that a run prints
+    # A folder would be reported too, and without a network each reading waits seconds for a name server.
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
         builder = datasets.load_dataset_builder(**options)
     except (DatasetNotFoundError, ConnectionError) as error:

@@ -1,3 +1,4 @@
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,13 @@ def test_reads_what_was_written(parquet_folder: Path, pixels: Pixels) -> None:
     assert train.labels.tolist() == [0, 1] * 8
     assert train.labels.dtype == torch.int64
     assert train.names == ["cat", "dog"]
+
+
+def test_a_folder_asks_no_host(parquet_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *host, **_: asked.append(host) or [])
+    read_split(str(parquet_folder), "train")
+    assert asked == []
 
 
 def test_grayscale_has_one_channel(tmp_path: Path, pixels: Pixels, write_parquet: Write) -> None:
