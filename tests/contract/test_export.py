@@ -24,6 +24,7 @@ def test_the_packed_file_gives_back_every_bit(name: str, tmp_path: Path) -> None
     assert torch.equal(cases.outputs(rebuilt), cases.outputs(found.model))
 
 
+@pytest.mark.slow
 def test_what_was_compressed_is_smaller_on_disk(tmp_path: Path) -> None:
     sizes = {name: packed.write(cases.finalized(name), tmp_path / "model.lcz") for name in cases.SUBSETS}
     dense = sizes["none"]
@@ -39,7 +40,8 @@ def test_what_was_compressed_is_smaller_on_disk(tmp_path: Path) -> None:
 def _exported() -> Iterator[Any]:
     """What is not the same file but for the numbers in it: of a teacher nothing is left there."""
     for name in cases.CASES:
-        if name in cases.WHOLE and name not in cases.RECURRENT:  # of which there is `text_lstm`
+        # Of recurrent ones `text_lstm` stands for all.
+        if name in cases.WHOLE and name not in cases.RECURRENT and not name.startswith("text_gru"):
             yield name
         elif name.partition(":")[0] not in cases.KINDS or "distill" not in name:
             yield pytest.param(name, marks=pytest.mark.slow)

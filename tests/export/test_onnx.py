@@ -374,7 +374,8 @@ class Reader(nn.Module):
         return outputs
 
 
-@pytest.mark.parametrize("kind", [pytest.param(nn.LSTM, marks=pytest.mark.slow), nn.GRU])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
 def test_every_recurrent_model_of_a_process_takes_any_length(kind: Callable[..., nn.Module], path: Path) -> None:
     longer = torch.randint(9, (3, 11), generator=torch.Generator().manual_seed(0))
     for _ in range(2):  # by itself, the exporter leaves the length free in the first file alone

@@ -23,6 +23,7 @@ from lightning_compress.run.result import Result
 from lightning_compress.run.targets import ConfigError
 from lightning_compress.run.train import train
 
+pytestmark = pytest.mark.xdist_group("language model")  # the run is made once
 #: Each word tells the next.
 CYCLE = ["one", "two", "three", "four", "five", "six"]
 

@@ -25,6 +25,7 @@ from lightning_compress.run.train import train
 
 GOOD, BAD = ["fine", "good", "great", "fun"], ["bad", "dull", "awful", "flat"]
 ABOUT = deploy.About("films", {"val/accuracy": "1"})
+pytestmark = pytest.mark.xdist_group("films")  # the run is made once
 
 
 def write_films(folder: Path) -> None:
@@ -110,6 +111,7 @@ def test_recurrent_networks_are_exported_for_any_length(films: Path, tmp_path: P
         torch.testing.assert_close(torch.from_numpy(session(ids[:, :length].numpy())), net(ids[:, :length]))
 
 
+@pytest.mark.slow
 def test_it_is_timed_later_on_tokens(run: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = run
     assert timing.time_run(folder)["latency_ms"] > 0
