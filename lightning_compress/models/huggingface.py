@@ -84,7 +84,7 @@ def huggingface_model(
         in_channels: channels of the image.
         vocab_size: tokens of the data; those of a pretrained model want `data.tokenizer=<its folder>/tokenizer.json`.
         padding_id: the token behind the end of a text.
-        max_length: tokens of the longest text; of None the configuration decides.
+        max_length: tokens of the longest text, or frames of a sound; of None the configuration decides.
         kwargs: further fields of the configuration, for example `image_size`.
 
     Raises:
@@ -97,6 +97,8 @@ def huggingface_model(
     fields: dict[str, Any] = {"num_labels": num_classes, **kwargs}
     if task == "image" and in_channels != 3:
         fields["num_channels"] = in_channels
+    if task == "audio" and max_length is not None:
+        fields["max_length"] = max_length
     if task == "text":
         fields["pad_token_id"] = padding_id
     if task == "text" and not pretrained:
@@ -143,7 +145,7 @@ def _config(name_or_config: str | Mapping[str, object], fields: dict[str, Any]) 
     if not isinstance(name_or_config, str):
         return auto.for_model(**{**fields, **name_or_config, "num_labels": fields["num_labels"]})
     try:
-        return auto.from_pretrained(name_or_config, **fields)
+        return auto.from_pretrained(name_or_config, trust_remote_code=False, **fields)  # else it asks at the terminal
     except OSError as error:
         raise ValueError(f"no Hugging Face model {name_or_config!r}, neither folder nor hub id: {error}") from error
 

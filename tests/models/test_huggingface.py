@@ -40,6 +40,8 @@ def test_a_sound_classifier() -> None:
         **{"num_attention_heads": 2, "intermediate_size": 32, "num_mel_bins": 20, "max_length": 30},
     }
     assert huggingface_model(config, 5, task="audio")(torch.zeros(2, 1, 30, 20)).shape == (2, 5)
+    config.pop("max_length")
+    assert huggingface_model(config, 5, task="audio", max_length=40)(torch.zeros(2, 1, 40, 20)).shape == (2, 5)
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
@@ -125,6 +127,17 @@ def test_pretrained_texts_need_the_tokens_of_their_folder(tmp_path: Path) -> Non
 def test_errors_say_what_was_expected(config: Any, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         huggingface_model(config, 2, **options)
+
+
+def test_code_beside_a_configuration_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "theirs", "auto_map": {"AutoConfig": "code.Config"}}')
+    (tmp_path / "code.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')")
+    monkeypatch.setattr("builtins.input", lambda _: "y")
+    with pytest.raises(ValueError, match="custom code"):
+        huggingface_model(str(tmp_path), 2, vocab_size=60)
+    assert not (tmp_path / "ran").exists()
 
 
 def test_logits_calls_by_keyword_and_takes_the_field() -> None:
