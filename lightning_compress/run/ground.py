@@ -44,8 +44,14 @@ def check(before: Ground, after: Ground) -> None:
     """See that a network trained on one ground can go on on another: only the class layer is of another size.
 
     Raises:
-        ConfigError: it cannot; names both data sets and the shapes of their inputs.
+        ConfigError: it cannot; names both data sets and the shapes of their inputs, or says that tokens differ.
     """
+    if _tokens(before.data) != _tokens(after.data):
+        raise ConfigError(
+            f"a phase trains on {type(before.data).__name__} and a later one on {type(after.data).__name__} with other "
+            "tokens, for which the embeddings learned mean nothing: give both one tokenizer=FILE, as the "
+            "tokenizer.json that a run leaves"
+        )
     ours, theirs = (dict(each.build().state_dict()) for each in (before, after))
     (left, right) = (_classes(each.data) for each in (before, after))
     for name in [*ours, *(name for name in theirs if name not in ours)]:
@@ -59,6 +65,11 @@ def check(before: Ground, after: Ground) -> None:
                 f"{type(after.data).__name__} with inputs {inputs[1]}: the network's {name} would be {one}, then "
                 f"{other}. Only the class layer may change: bring both to one shape, as with size=[28, 28] channels=1"
             )
+
+
+def _tokens(data: Any) -> list[str]:
+    """What each token id stands for, in a text."""
+    return list(getattr(getattr(data, "vocabulary", None), "names", ()))
 
 
 def _classes(data: Any) -> set[int]:

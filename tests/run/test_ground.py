@@ -6,11 +6,15 @@ import pytest
 import torch
 
 from lightning_compress.core.edits import replay
+from lightning_compress.core.task import next_token
 from lightning_compress.cost.macs import macs
 from lightning_compress.data.digits import Digits
+from lightning_compress.data.text_file import TextFile
 from lightning_compress.models.small_conv import SmallConv
+from lightning_compress.models.text_lm import TextLM
 from lightning_compress.run import api, build
 from lightning_compress.run import config as config_of
+from lightning_compress.run.ground import Ground, check
 from lightning_compress.run.result import Result
 from lightning_compress.run.rungs import Rungs
 from lightning_compress.run.targets import ConfigError
@@ -158,6 +162,21 @@ def _instead(make: Callable[..., Any], other: Callable[[], Any]) -> Callable[...
         return other() if node.get("only") else make(node, *args, **offered)
 
     return built
+
+
+def test_texts_must_have_the_same_tokens(tmp_path: Path) -> None:
+    def ground(name: str, **options: Any) -> Ground:
+        data = TextFile(str(tmp_path / name), tokens="words", length=4, **options)
+        return Ground(lambda: TextLM(vocab_size=data.vocab_size, features=4), data, next_token(), data.example)
+
+    (tmp_path / "one").write_text("wind and night\n" * 60)
+    (tmp_path / "other").write_text("fox and dog\n" * 60)
+    one, other = ground("one"), ground("other")
+    assert one.data.vocab_size == other.data.vocab_size, "so that every tensor would fit"
+    with pytest.raises(ConfigError, match=r"TextFile with other tokens, .* give both one tokenizer=FILE"):
+        check(one, other)
+    one.data.save(tmp_path)
+    check(one, ground("other", tokenizer=str(tmp_path / "tokenizer.json")))
 
 
 def test_no_rung_is_asked_about_while_other_data_is_trained_on(configure: Any, tmp_path: Path) -> None:
