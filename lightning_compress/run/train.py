@@ -186,7 +186,9 @@ def _finish(fitted: _Fitted) -> Result:
 
 
 def _check_finite(model: nn.Module) -> None:
-    wrong = [name for name, tensor in model.state_dict().items() if not tensor.isfinite().all()]
+    # A buffer may be infinite from the start, as the mask of an attention.
+    buffers = [name for name, tensor in model.named_buffers() if tensor.isnan().any()]
+    wrong = [*(name for name, tensor in model.named_parameters() if not tensor.isfinite().all()), *buffers]
     if wrong:
         raise ValueError(
             f"training diverged: {wrong[0]} and {len(wrong) - 1} more tensors hold values that are not finite; lower "

@@ -392,3 +392,12 @@ def test_a_run_that_diverged_in_its_last_step_says_so(configure: Any, tmp_path: 
     steep = ("optimizer=sgd", "optimizer.lr=1e38", "optimizer.weight_decay=1e30")
     with pytest.raises(ValueError, match=r"training diverged: .* not finite; lower optimizer\.lr"):
         train(configure("epochs=1", "data.batch_size=2000", *steep), tmp_path)
+
+
+def test_a_mask_of_infinities_is_no_divergence() -> None:
+    net = torch.nn.Linear(2, 2)
+    net.register_buffer("mask", torch.full((3, 3), float("-inf")).triu(1))
+    module._check_finite(net)
+    net.register_buffer("mean", torch.tensor([0.0, float("nan")]))
+    with pytest.raises(ValueError, match="training diverged: mean and 0 more"):
+        module._check_finite(net)
