@@ -161,6 +161,11 @@ class SpeechData(LabelledData):
         everything, speakers = self._read("train"), self._speakers("train")
         if self._test_speakers:
             other = self._read("test")
+            if other.names != everything.names:
+                raise ValueError(
+                    f"the test split names its classes {other.names}, the train split {everything.names}: they must "
+                    "agree where test_speakers are taken from both"
+                )
             everything = Samples(
                 torch.cat([everything.inputs, other.inputs]),
                 torch.cat([everything.labels, other.labels]),

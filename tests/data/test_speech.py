@@ -109,6 +109,17 @@ def test_speakers_are_held_out_of_both_splits(spoken: Path) -> None:
     assert [len(part.labels) for part in (official.train_part, official.val_part, official.test_part)] == [16, 8, 6]
 
 
+def test_splits_that_name_classes_otherwise_are_not_joined(spoken: Path) -> None:
+    for split, names in (("train", ["no", "yes"]), ("test", ["yes", "no"])):
+        path = str(spoken / f"{split}.parquet")
+        table: Any = datasets.Dataset.from_parquet(path)
+        table.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(path)
+    with pytest.raises(
+        ValueError, match=r"test split names its classes \['yes', 'no'\], the train split \['no', 'yes'\]"
+    ):
+        _data(spoken, test_speakers=["bob"]).setup()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
