@@ -122,7 +122,7 @@ class BatchOrder:
         batches = len(shard) // self.batch_size
         whole, rest = shard[: batches * self.batch_size], shard[batches * self.batch_size :]
         pools = [pool[lengths[pool].argsort(stable=True)] for pool in torch.split(whole, POOL * self.batch_size)]
-        rows = torch.cat([*pools, rest])[: len(whole)].view(batches, self.batch_size)
+        rows = torch.cat(pools).view(batches, self.batch_size)
         return torch.cat([rows[torch.randperm(batches, generator=generator)].flatten(), rest])
 
 
