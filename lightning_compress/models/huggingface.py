@@ -90,7 +90,7 @@ def huggingface_model(
     Raises:
         ImportError: when transformers is not installed.
         ValueError: when the model is unknown, weights are asked of a bare configuration, code from the hub is, or
-            the tokens of the data are not the model's.
+            the tokens of the data, or other shapes than the head's, are not the model's.
     """
     _check(name_or_config, task, pretrained, kwargs)
     task = task or ("image" if vocab_size is None else "text")
@@ -170,13 +170,19 @@ def _net(weights: object, config: Any, task: Task) -> nn.Module:
     }[task]
     try:
         if weights is None:
-            made = auto.from_config(config, attn_implementation="eager")
+            made, other = auto.from_config(config, attn_implementation="eager"), []
         else:
-            made = auto.from_pretrained(
-                weights, config=config, ignore_mismatched_sizes=True, attn_implementation="eager", dtype=torch.float32
-            )
+            options = {"attn_implementation": "eager", "dtype": torch.float32, "ignore_mismatched_sizes": True}
+            made, found = auto.from_pretrained(weights, config=config, output_loading_info=True, **options)
+            other = sorted(found["mismatched_keys"])
     except ValueError as error:
         raise ValueError(f"model=hf: no classifier for task={task} from {config.model_type}: {error}") from error
+    for name, theirs, own in other:
+        if theirs[1:] != own[1:] or own[0] != config.num_labels:  # all but the head has to be what was trained
+            raise ValueError(
+                f"model=hf: {name} is {list(theirs)} in the weights and would be {list(own)} here: bring the data to "
+                "what the model takes (data.channels=3), and leave fields that change its shape away"
+            )
     assert isinstance(made, nn.Module)
     return made
 

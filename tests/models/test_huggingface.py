@@ -32,6 +32,8 @@ def test_an_image_classifier_and_its_folder(tmp_path: Path) -> None:
     assert same(model, again)
     other = huggingface_model(str(tmp_path), 3, pretrained=True, in_channels=1).eval()
     assert other(torch.zeros(2, 1, 32, 32)).shape == (2, 3)
+    with pytest.raises(ValueError, match=r"convolution\.weight is \[8, 1, 7, 7\] in the weights .*\[8, 2, 7, 7\] here"):
+        huggingface_model(str(tmp_path), 3, pretrained=True, in_channels=2)
 
 
 def test_a_sound_classifier() -> None:
