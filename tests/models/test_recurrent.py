@@ -1,5 +1,6 @@
 import torch
 
+from lightning_compress.cost.macs import macs
 from lightning_compress.cost.params import num_params
 from lightning_compress.models.crnn import CRNN
 from lightning_compress.models.gru import GRUClassifier
@@ -12,6 +13,9 @@ def test_sizes_of_hello_edge() -> None:
     crnn = CRNN(num_features=10, num_classes=12)
     recurrent = 3 * 60 * (48 * 4 + 60 + 2) + 3 * 60 * (60 + 60 + 2)
     assert num_params(crnn) == 48 * 40 + 2 * 48 + recurrent + 60 * 84 + 84 + 84 * 12 + 12
+    # Its table: 3.8 and 3.0 million operations, for 25 and 49 frames; a multiply-accumulate is two.
+    operations = [2 * sum(macs(net, torch.zeros(1, 1, t, 10)).values()) for net, t in ((gru, 25), (crnn, 49))]
+    assert [round(count / 1e6, 1) for count in operations] == [3.8, 3.0]
 
 
 def test_frames_are_read_in_their_order() -> None:
