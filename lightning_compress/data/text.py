@@ -1,21 +1,19 @@
 """Text classification from a folder of Parquet files or the public hub."""
 
-from pathlib import Path
 from typing import final
 
 from torch import Tensor
 
-from lightning_compress.data.labelled import Batching, LabelledData
+from lightning_compress.data.labelled import Batching
 from lightning_compress.data.samples import Samples
 from lightning_compress.data.source import locate, read_texts
 from lightning_compress.data.splits import held_out
-from lightning_compress.data.vocabulary import Vocabulary, loaded, trained
-
-TOKENIZER = "tokenizer.json"
+from lightning_compress.data.tokens import TokenData
+from lightning_compress.data.vocabulary import loaded, trained
 
 
 @final
-class TextData(LabelledData):
+class TextData(TokenData):
     """Labelled texts as token ids, int64 `[B, T]`, resident on the training device.
 
     Each batch is cut to its longest text, and train batches hold texts of about the same length. The tokenizer is
@@ -73,30 +71,7 @@ class TextData(LabelledData):
         self._tokenizer, self._vocab_size, self._max_length = tokenizer, vocab_size, max_length
         self._val_fraction, self._test_from, self._split_seed = val_fraction, test, split_seed
         self._limit = limit
-        self._vocabulary: Vocabulary | None = None
         self._carved_test: Samples | None = None
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What turns texts into token ids."""
-        self.setup()
-        assert self._vocabulary is not None
-        return self._vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, padding included."""
-        return len(self.vocabulary)
-
-    @property
-    def padding_id(self) -> int:
-        """The token id behind the end of a text."""
-        return self.vocabulary.padding_id
-
-    def save(self, folder: Path) -> dict[str, str]:
-        """Writes the tokenizer into `folder`."""
-        self.vocabulary.save(folder / TOKENIZER)
-        return {"tokenizer": TOKENIZER}
 
     def read_train_val(self) -> tuple[Samples, Samples]:
         """Reads the train split, holds out what validates (and tests, if there is no test split), and tokenizes."""

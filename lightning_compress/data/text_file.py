@@ -5,16 +5,16 @@ from pathlib import Path
 from pydoc_data import topics
 from typing import ClassVar, Literal, final
 
-from lightning_compress.data.labelled import Batching, LabelledData
+from lightning_compress.data.labelled import Batching
 from lightning_compress.data.samples import Samples
+from lightning_compress.data.tokens import TokenData
 from lightning_compress.data.vocabulary import Vocabulary, loaded, trained, trained_on_words
 
-TOKENIZER = "tokenizer.json"
 _TRAINED: dict[str, Callable[[list[str], int], Vocabulary]] = {"bpe": trained, "words": trained_on_words}
 
 
 @final
-class TextFile(LabelledData):
+class TextFile(TokenData):
     """A text as windows of token ids, int64 `[B, T]`, whose targets are the tokens one further on, int64 `[B, T]`.
 
     The text is cut, at ends of lines, into what is trained on, what validates after it, and what tests at its end. Of
@@ -81,30 +81,7 @@ class TextFile(LabelledData):
         self._file, self._tokens, self._tokenizer, self._vocab_size = file, tokens, tokenizer, vocab_size
         self._length, self._limit = length, limit
         self._ends = (1 - val_fraction - test_fraction, 1 - test_fraction)
-        self._vocabulary: Vocabulary | None = None
         self._test_text = ""
-
-    @property
-    def vocabulary(self) -> Vocabulary:
-        """What turns the text into token ids."""
-        self.setup()
-        assert self._vocabulary is not None
-        return self._vocabulary
-
-    @property
-    def vocab_size(self) -> int:
-        """Number of tokens, padding included, which is never a target."""
-        return len(self.vocabulary)
-
-    @property
-    def padding_id(self) -> int:
-        """The token id that no window has."""
-        return self.vocabulary.padding_id
-
-    def save(self, folder: Path) -> dict[str, str]:
-        """Writes the tokenizer into `folder`."""
-        self.vocabulary.save(folder / TOKENIZER)
-        return {"tokenizer": TOKENIZER}
 
     def read_train_val(self) -> tuple[Samples, Samples]:
         """Reads the text, cuts it, and makes windows of its first two parts."""

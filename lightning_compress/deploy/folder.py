@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lightning_compress.core.files import sha256, write_json, write_text
 from lightning_compress.data.labelled import LabelledData
-from lightning_compress.data.text import TOKENIZER
+from lightning_compress.data.tokens import TOKENIZER
 from lightning_compress.export import runtime, verify
 from lightning_compress.export.files import KERNELS
 from lightning_compress.run import build, measure

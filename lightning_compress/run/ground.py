@@ -9,6 +9,7 @@ from torch import nn
 from lightning_compress.core import edits
 from lightning_compress.core.method import Compact
 from lightning_compress.core.task import Task
+from lightning_compress.data.tokens import TokenData
 from lightning_compress.run.targets import ConfigError
 
 
@@ -69,7 +70,7 @@ def check(before: Ground, after: Ground) -> None:
 
 def _tokens(data: Any) -> list[str]:
     """What each token id stands for, in a text."""
-    return list(getattr(getattr(data, "vocabulary", None), "names", ()))
+    return data.vocabulary.names if isinstance(data, TokenData) else []
 
 
 def _classes(data: Any) -> set[int]:
