@@ -87,13 +87,15 @@ class Rows:
 
 
 def locate(source: str, root: str | None) -> str:
-    """The source itself or, where a data root is given, the folder of its last name there.
+    """The source itself or, where a data root is given, the folder of its last name there; a whole path stays.
 
-    >>> locate("ylecun/mnist", None), locate("ylecun/mnist", "/data")
-    ('ylecun/mnist', '/data/mnist')
+    >>> locate("ylecun/mnist", None), locate("ylecun/mnist", "/data"), locate("/mine/films", "/data")
+    ('ylecun/mnist', '/data/mnist', '/mine/films')
     """
+    if root is None or Path(source).expanduser().is_absolute():
+        return source
     # Absolute, so that a missing folder is never taken for a hub id.
-    return source if root is None else str(Path(root).expanduser().absolute() / Path(source).name)
+    return str(Path(root).expanduser().absolute() / Path(source).name)
 
 
 def open_split(

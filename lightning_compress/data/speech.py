@@ -27,7 +27,7 @@ class SpeechData(LabelledData):
     Args:
         source: a hub id, a folder of Parquet files with a column of audio, or one that `Words` reads.
         features: what is computed from a waveform; its rate is that of the recordings.
-        root: folder of local copies; if given, the source is `<root>/<last name of source>`.
+        root: folder of local copies; if given, a source that is no whole path is `<root>/<its last name>`.
         seconds: length of a sample; shorter recordings get silence around them, of longer ones the middle counts.
         audio_column: column of audio; the only one if None.
         label_column: column of integer labels; `label` if None.

@@ -21,7 +21,7 @@ class TextData(TokenData):
 
     Args:
         source: a hub id or a folder of Parquet files named after their split.
-        root: folder of local copies; if given, the source is `<root>/<last name of source>`.
+        root: folder of local copies; if given, a source that is no whole path is `<root>/<its last name>`.
         text_column: column of texts.
         label_column: column of integer labels; `label` if None.
         tokenizer: a `tokenizer.json` with a padding token; None trains one on the train part.

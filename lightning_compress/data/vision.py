@@ -18,7 +18,7 @@ class ImageData(LabelledData):
 
     Args:
         source: a hub id, a folder of Parquet files or a folder with one folder of pictures per class.
-        root: folder of local copies; if given, the source is `<root>/<last name of source>`.
+        root: folder of local copies; if given, a source that is no whole path is `<root>/<its last name>`.
         image_column: column of pictures or arrays; the only picture column if None.
         label_column: column of integer labels; `label` if None.
         size: height and width to resize to; None demands that all are alike.

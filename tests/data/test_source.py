@@ -248,3 +248,4 @@ def test_locate_uses_the_last_name_under_a_root() -> None:
     assert locate("uoft-cs/cifar10", None) == "uoft-cs/cifar10"
     with pytest.raises(FileNotFoundError, match="data/no-such-set is no folder"):
         read_split(locate("somebody/no-such-set", "data"), "train")
+    assert locate("/mine/films", "/data") == "/mine/films", "what is said whole is meant"
