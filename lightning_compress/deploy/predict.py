@@ -84,7 +84,7 @@ def main() -> None:
             for row in scores.reshape(*scores.shape[:2], -1)[:, :, -1]:  # of a language model what follows the text
                 print(labels[int(row.argmax())], f"{1 / np.exp(row - row.max()).sum():.3f}")
     else:
-        raise ValueError("expected one .npy file of pixels, or --check")
+        raise ValueError("expected one .npy file of pixels or tokens, one .txt file of texts, or --check")
 
 
 if __name__ == "__main__":

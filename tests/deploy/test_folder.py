@@ -133,7 +133,7 @@ def test_predict_notices_another_model_and_wrong_inputs(elsewhere: Path) -> None
         elsewhere, "predict.py", elsewhere / "narrow.npy"
     )
     assert "nowhere.npy" in _refused(elsewhere, "predict.py", "nowhere.npy")
-    assert "expected one .npy file of pixels, or --check" in _refused(elsewhere, "predict.py")
+    assert "one .npy file of pixels or tokens, one .txt file of texts, or --check" in _refused(elsewhere, "predict.py")
     facts = _facts(elsewhere)
     (elsewhere / "preprocessing.json").write_text(json.dumps(facts | {"mean": [3.0]}))
     assert "of which rounding explains" in _refused(elsewhere, "predict.py", "--check")
