@@ -19,6 +19,15 @@ def names(layer: nn.Module) -> list[str]:
     return [name for name in own if name.startswith("weight")]
 
 
+def reads_inputs(name: str) -> bool:
+    """Whether a weight of a recurrent layer takes what comes in from outside, not the states inside.
+
+    >>> reads_inputs("weight_ih_l0_reverse"), reads_inputs("weight_ih_l1"), reads_inputs("weight_hh")
+    (True, False, False)
+    """
+    return name == "weight_ih" or name.startswith("weight_ih_l0")
+
+
 def follow(layer: nn.RNNBase) -> None:
     """Have a layer with parametrized tensors read each of them once per call.
 

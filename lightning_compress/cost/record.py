@@ -1,17 +1,19 @@
 """What a compressed model costs, in total and per layer."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, final
 
 from torch import nn
 
+from lightning_compress.core import recurrent
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.grid import arithmetic_bits
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.surgery import INPUT_CHILD, OUTPUT_CHILD, dotted
+from lightning_compress.core.weight import Place
 from lightning_compress.cost.bops import FLOAT_BITS
-from lightning_compress.cost.macs import macs
+from lightning_compress.cost.macs import macs, macs_share
 
 
 @final
@@ -20,7 +22,7 @@ class LayerCost:
     """Cost of one layer: its main tensor's shape, bits and share of exact zeros, its MACs, all its bytes.
 
     `weight_bits` are those that one weight takes on disk before entropy coding, `arithmetic_bits` those of the number
-    that is multiplied: a codebook of 16 float levels has 4 and 32.
+    that is multiplied: a codebook of 16 float levels has 4 and 32. The main tensor of a recurrent layer is its largest.
     """
 
     name: str
@@ -94,6 +96,36 @@ def layer_table(
         )
         waiting = 0
     return [*rows[:-1], *(replace(row, bytes=row.bytes + waiting) for row in rows[-1:])]
+
+
+def operands(
+    model: nn.Module, stored: Mapping[str, Stored], rows: Iterable[LayerCost]
+) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+    """Multiply-accumulates, bits of weights and bits of what these multiply, as `bops` takes them.
+
+    Of a recurrent layer they go by its weights, which may have bits of their own; what it hands itself is floats,
+    however its inputs are rounded.
+
+    >>> import torch
+    >>> net = nn.Sequential(nn.GRU(2, 4))
+    >>> stored = {name: Stored(value) for name, value in net.state_dict().items()}
+    >>> operands(net, stored, layer_table(net, stored, torch.zeros(1, 3, 2)))[0]
+    {'0.weight_ih_l0': 72, '0.weight_hh_l0': 144}
+    """
+    names = {id(tensor): name for name, tensor in model.named_parameters()}
+    found: dict[str, tuple[int, int, int]] = {}
+    for row in rows:
+        layer = model.get_submodule(row.name)
+        if not isinstance(layer, recurrent.KINDS):
+            found[row.name] = (row.macs, row.arithmetic_bits, row.activation_bits)
+            continue
+        for name in recurrent.names(layer):
+            bits = arithmetic_bits(stored[names[id(getattr(layer, name))]])
+            reads = row.activation_bits if recurrent.reads_inputs(name) else FLOAT_BITS
+            count = round(row.macs * macs_share(Place(row.name, layer, name)))
+            found[dotted(row.name, name)] = (count, bits, reads)
+    counts, weights, inputs = ({name: each[part] for name, each in found.items()} for part in range(3))
+    return counts, weights, inputs
 
 
 def _owned(layer: str, stored: Mapping[str, Stored]) -> list[str]:

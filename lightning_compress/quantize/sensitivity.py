@@ -9,11 +9,11 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import select, surgery
+from lightning_compress.core import recurrent, select, surgery
 from lightning_compress.core.curvature import diagonals
 from lightning_compress.core.inputs import call
 from lightning_compress.core.task import named_loss
-from lightning_compress.core.weight import Weight
+from lightning_compress.core.weight import Place, Weight
 from lightning_compress.cost.bops import FLOAT_BITS
 from lightning_compress.cost.macs import macs, macs_share
 from lightning_compress.quantize.base import WeightQuantizer
@@ -196,13 +196,22 @@ class Sensitivity:
             budget = 8.0 * self.weight_bytes
         else:
             counts = macs(model, inputs)
-            spent = {name: count * reads.get(name, FLOAT_BITS) for name, count in counts.items()}
-            sizes = {
-                name: sum(spent[place.layer] * macs_share(place) for place in weights[name].places) for name in losses
+            spent = {
+                name: sum(counts[place.layer] * macs_share(place) * _read(place, reads) for place in weight.places)
+                for name, weight in weights.items()
             }
+            sizes = {name: spent[name] for name in losses}
+            held = {place.layer for weight in weights.values() for place in weight.places}
+            fixed = sum(FLOAT_BITS * count for name, count in counts.items() if name not in held)
             budget = self.relative_bops * FLOAT_BITS**2 * sum(counts.values())
-            budget -= FLOAT_BITS * (sum(spent.values()) - sum(sizes.values()))
+            budget -= FLOAT_BITS * (fixed + sum(spent.values()) - sum(sizes.values()))
         return {name: {bits: sizes[name] * bits for bits in losses[name]} for name in losses}, budget
+
+
+def _read(place: Place, reads: Mapping[str, int]) -> int:
+    """The bits of what a weight multiplies: states inside a recurrent layer are floats."""
+    inside = isinstance(place.module, recurrent.KINDS) and not recurrent.reads_inputs(place.attribute)
+    return FLOAT_BITS if inside else reads.get(place.layer, FLOAT_BITS)
 
 
 @final

@@ -19,7 +19,7 @@ from lightning_compress.core.task import Task
 from lightning_compress.cost.bops import bops, relative_bops
 from lightning_compress.cost.layout import layout_bytes
 from lightning_compress.cost.params import num_nonzeros, num_params
-from lightning_compress.cost.record import LayerCost, layer_table
+from lightning_compress.cost.record import LayerCost, layer_table, operands
 from lightning_compress.export import chooser, files, onnx, packed
 from lightning_compress.run import priced, ranks
 
@@ -78,9 +78,7 @@ def costs(
 ) -> tuple[dict[str, Any], list[LayerCost]]:
     """Counts and bytes of the deployed model, in total and by layer; `dense_bytes` is the base network's in float32."""
     rows = layer_table(compact.model, compact.stored, example, written.bytes_per_tensor)
-    counted = [row for row in rows if row.macs]
-    macs = {row.name: row.macs for row in counted}
-    bits = {row.name: row.arithmetic_bits for row in counted}, {row.name: row.activation_bits for row in counted}
+    macs, *bits = operands(compact.model, compact.stored, [row for row in rows if row.macs])
     weights = [compact.stored[name].value for name, _ in compact.model.named_parameters() if name in compact.stored]
     params, nonzeros = num_params(compact.model), num_nonzeros(weights)
     layouts = {

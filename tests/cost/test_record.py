@@ -5,8 +5,9 @@ from torch import Tensor, nn
 from lightning_compress.core.fixed import FixedQuantizer
 from lightning_compress.core.stored import Stored
 from lightning_compress.core.surgery import put_on_input, put_on_output
+from lightning_compress.cost.bops import bops
 from lightning_compress.cost.macs import macs
-from lightning_compress.cost.record import LayerCost, layer_table
+from lightning_compress.cost.record import LayerCost, layer_table, operands
 from lightning_compress.models.resnet_cifar import ResNetCIFAR
 
 
@@ -118,3 +119,15 @@ def test_a_quantizer_on_an_output_counts_where_it_is() -> None:
     stored = raw(net) | {f"1.output_quantizer.{name}": Stored(value) for name, value in shared.named_buffers()}
     table = layer_table(net, stored, torch.zeros(1, 2), {"0.weight": 7, "1.output_quantizer.scale": 4})
     assert [(row.name, row.bytes, row.activation_bits) for row in table] == [("0", 7, 32), ("2", 4, 4)]
+
+
+def test_bit_operations_of_a_recurrent_layer_are_those_of_its_weights_and_of_float_states() -> None:
+    net = nn.Sequential(nn.LSTM(5, 8, num_layers=2, batch_first=True, bias=False))
+    put_on_input(net[0], levels(0, 255))
+    stored = raw(net)
+    bits = {"weight_ih_l0": 8, "weight_hh_l0": 2, "weight_ih_l1": 3, "weight_hh_l1": 4}
+    for name, width in bits.items():
+        value = stored[f"0.{name}"]
+        stored[f"0.{name}"] = value.coded(torch.zeros_like(value.value), torch.ones(()), bits=width)
+    rows = layer_table(net, stored, torch.zeros(1, 6, 5))
+    assert bops(*operands(net, stored, rows)) == 6 * 32 * (5 * 8 * 8 + 8 * (2 + 3 + 4) * 32)

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from lightning_compress.core.compressor import Compressor
 from lightning_compress.cost.bops import relative_bops
 from lightning_compress.cost.macs import macs
+from lightning_compress.cost.record import layer_table, operands
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.base import WeightQuantizer
 from lightning_compress.quantize.method import Quantize
@@ -140,6 +141,26 @@ def test_relative_bops_are_those_of_the_finalized_model(share: float, bits: int)
     inputs: Any = {name: compact.model.get_submodule(f"{name}.input_quantizer").bits for name in names}
     assert list(weights.values()) == [8, bits, 8]
     assert relative_bops(macs(compact.model, torch.ones(1, 6)), weights, inputs) <= share
+
+
+class _LastState(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        outputs: Tensor = self.head(self.lstm(inputs)[0][:, -1])
+        return outputs
+
+
+def test_states_of_a_recurrent_layer_are_floats_to_the_budget() -> None:
+    model, compressor = _LastState(), Compressor([Quantize(Sensitivity(relative_bops=0.13), 8)])
+    example = torch.randn(32, 4, 6)
+    compressor.attach(model, example)
+    compressor.prepare(model, [(example, torch.randint(3, (32,)))])
+    compact = compressor.finalize(model, example)
+    rows = layer_table(compact.model, compact.stored, example)
+    assert 0.08 < relative_bops(*operands(compact.model, compact.stored, rows)) <= 0.13
 
 
 def test_what_is_fixed_or_float_counts_against_the_budget() -> None:
