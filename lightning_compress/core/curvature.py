@@ -2,9 +2,30 @@
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+
+@contextmanager
+def derivable(model: nn.Module) -> Iterator[None]:
+    """Inside, `model` runs on kernels that have first derivatives in eval mode, and second ones.
+
+    PyTorch's fused attention has no second ones, and cuDNN's recurrent layers have none at all in eval mode.
+
+    >>> with derivable(nn.LSTM(2, 3)):
+    ...     torch.backends.cudnn.enabled
+    False
+    """
+    cudnn, enabled = torch.backends.cudnn, torch.backends.cudnn.enabled
+    try:
+        cudnn.enabled = enabled and not any(isinstance(module, nn.RNNBase) for module in model.modules())
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        cudnn.enabled = enabled
 
 
 def products(loss: Tensor, leaves: Sequence[Tensor], vectors: Iterable[Sequence[Tensor]]) -> Iterator[list[Tensor]]:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lightning_compress.core import surgery
+from lightning_compress.core.curvature import derivable
 from lightning_compress.core.rng import rng_state, set_rng_state
 from lightning_compress.core.weight import Weight
 from lightning_compress.prune import slopes
@@ -203,7 +204,12 @@ def _undisturbed(model: nn.Module) -> Iterator[None]:
     state = rng_state()
     kind = next(model.parameters()).device.type
     try:
-        with torch.enable_grad(), torch.autocast(kind, enabled=False), surgery.evaluating(model):
+        with (
+            torch.enable_grad(),
+            torch.autocast(kind, enabled=False),
+            surgery.evaluating(model),
+            derivable(model),
+        ):
             for norm in norms:
                 norm.training, norm.track_running_stats = True, False
             yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from lightning_compress.core import recurrent, select, surgery
-from lightning_compress.core.curvature import diagonals
+from lightning_compress.core.curvature import derivable, diagonals
 from lightning_compress.core.inputs import call
 from lightning_compress.core.task import named_loss
 from lightning_compress.core.weight import Place, Weight
@@ -171,7 +171,7 @@ class Sensitivity:
         generator = torch.Generator().manual_seed(self.seed)
         total = torch.zeros(len(leaves), dtype=torch.float64)
         try:
-            with torch.enable_grad(), surgery.evaluating(model):
+            with torch.enable_grad(), surgery.evaluating(model), derivable(model):
                 for inputs, targets, *_ in shown:
                     loss = self.loss(call(model, inputs), targets)
                     total += torch.tensor(traces(loss, list(leaves.values()), self.probes, generator))
