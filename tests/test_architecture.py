@@ -30,7 +30,7 @@ HOMES = {
     "hydra": {"run/config.py"},
     "omegaconf": {"run/config.py"},
     "onnx": {"export/pieces.py"},
-    "onnxscript": {"export/onnx.py", "export/unshare.py"},
+    "onnxscript": {"export/four_bits.py", "export/onnx.py", "export/unshare.py"},
     "onnxruntime": {
         *("export/runtime.py", "export/trial.py"),  # the latter is a program of its own
         *("deploy/predict.py", "deploy/measure.py", "deploy/measure_table.py"),  # these leave this package

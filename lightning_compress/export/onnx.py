@@ -1,4 +1,4 @@
-"""ONNX with real QuantizeLinear/DequantizeLinear pairs; the only file that imports onnxscript."""
+"""ONNX with real QuantizeLinear/DequantizeLinear pairs."""
 
 import functools
 import logging
@@ -9,10 +9,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import numpy as np
 import onnxscript
 import torch
-from numpy.typing import NDArray
 from onnxscript import ir
 from onnxscript import opset21 as op
 from torch import Tensor
@@ -22,6 +20,7 @@ from torch.utils._pytree import tree_map
 from lightning_compress.core.inputs import call, named, rows
 from lightning_compress.core.method import Compact
 from lightning_compress.export import free_sizes, integer
+from lightning_compress.export.four_bits import narrow
 from lightning_compress.export.integer import Coded, Deployed
 from lightning_compress.export.sealed import sealed
 from lightning_compress.export.unshare import unshare
@@ -78,98 +77,6 @@ def _check(graph: ir.Graph, deployed: Deployed) -> None:
             raise RuntimeError(f"the ONNX exporter of torch {torch.__version__} did not keep the codes of {name!r}")
 
 
-def _narrow(graph: ir.Graph) -> None:
-    """Put the 4-bit codes of linear layers in blocks two to a byte, the way around that runtimes have kernels for.
-
-    ONNX Runtime 1.31 makes DequantizeLinear and a product one MatMulNBits where the blocks lie along the first
-    dimension of the weights and their length is a power of two from 16 up. With 8-bit codes that is slower, not faster.
-    """
-    for node in list(graph):
-        block = node.attributes["block_size"].as_int() if node.op_type == "DequantizeLinear" else 0
-        tensors = [value.const_value for value in node.inputs if value is not None and value.const_value is not None]
-        if block < 16 or block & (block - 1) or len(tensors) < 3 or len(node.outputs[0].uses()) != 1:
-            continue
-        codes, scale, zero = (tensor.numpy() for tensor in tensors)
-        kind = _four_bits(codes, zero)
-        if kind is None or codes.ndim != 2 or not _turn(node.outputs[0], graph):
-            continue
-        node.attributes["axis"] = ir.AttrInt64("axis", 0)
-        node.outputs[0].shape = ir.Shape(codes.shape[::-1])
-        for place, (array, of) in enumerate(((codes, kind), (scale, ir.DataType.FLOAT), (zero, kind))):
-            _put(graph, node, place, ir.tensor(np.ascontiguousarray(array.T), dtype=of))
-
-
-def _four_bits(codes: NDArray[Any], zero: NDArray[Any]) -> ir.DataType | None:
-    """The type of 4 bits that holds codes and zero points."""
-    for kind, low, high in ((ir.DataType.INT4, -8, 7), (ir.DataType.UINT4, 0, 15)):
-        signed = codes.dtype == np.int8 if low else codes.dtype == np.uint8
-        if signed and all(low <= x.min() and x.max() <= high for x in (codes, zero)):
-            return kind
-    return None
-
-
-def _turn(weights: ir.Value, graph: ir.Graph) -> bool:
-    """Have what takes weights as [out, in] take them as [in, out]; whether there is a kernel for it then."""
-    user = next(iter(weights.uses())).node
-    if user.op_type == "Gemm":
-        if not _has_kernel(user, weights, {"transB": 1}):
-            return False
-        user.attributes["transB"] = ir.AttrInt64("transB", 0)
-        if len(user.inputs) > 2:
-            _split(user, graph)
-        return True
-    turned = user.outputs[0]
-    products = [use.node for use in turned.uses()] if user.op_type == "Transpose" else []
-    if not products or any(node.op_type != "MatMul" or not _has_kernel(node, turned, {}) for node in products):
-        return False
-    for node in products:
-        node.replace_input_with(1, weights)
-    graph.remove(user, safe=True)
-    return True
-
-
-def _has_kernel(product: ir.Node, weights: ir.Value, flags: dict[str, int]) -> bool:
-    """Whether it is a product of floats, not codes, with weights; has no activation that ONNX Runtime fuses it with."""
-    usual: dict[str, Any] = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-    plain = usual | {key: flag.value for key, flag in product.attributes.items()} == usual | flags
-    source = product.inputs[0].producer() if product.inputs[0] is not None else None
-    rounded = source is not None and source.op_type == "DequantizeLinear"
-    behind = [use.node.op_type for use in product.outputs[0].uses()]
-    activated = len(product.inputs) < 3 and ("Relu" in behind or "Clip" in behind)
-    return plain and product.inputs[1] is weights and not rounded and not activated
-
-
-def _split(product: ir.Node, graph: ir.Graph) -> None:
-    """Add the bias of a product on its own: ONNX Runtime fuses it again, but an activation behind it no more."""
-    bare = ir.Node("", "Gemm", product.inputs[:2], name=f"{product.name}_product", version=product.version)
-    made, out = bare.outputs[0], product.outputs[0]
-    made.name, made.shape, made.type = f"{out.name}_product", out.shape, out.type
-    graph.insert_before(product, bare)
-    product.op_type = "Add"
-    product.attributes.clear()
-    product.replace_input_with(0, made)
-    product.replace_input_with(1, product.inputs[2])
-    product.resize_inputs(2)
-
-
-def _put(graph: ir.Graph, node: ir.Node, place: int, tensor: ir.TensorProtocol) -> None:
-    """Give an input of a node another value, under the same name where nobody else has it."""
-    old = node.inputs[place]
-    assert old is not None
-    assert old.name is not None
-    name = old.name
-    node.replace_input_with(place, None)
-    if old.uses():
-        name = f"{name}_{node.name}"
-    else:
-        del graph.initializers[name]
-    new = ir.Value(
-        name=name, shape=ir.Shape(tensor.numpy().shape), type=ir.TensorType(tensor.dtype), const_value=tensor
-    )
-    graph.register_initializer(new)
-    node.replace_input_with(place, new)
-
-
 def _pool(graph: ir.Graph) -> None:
     """Call a mean over the image what it is: runtimes have an integer kernel for global pooling, and none for means."""
     for node in graph:
@@ -209,7 +116,7 @@ def _round_before_max(graph: ir.Graph) -> None:
 
 
 def export(
-    compact: Compact, example: Any, path: str | Path, *, dynamic_batch: bool = True, dynamic_length: bool = False
+    compact: Compact, example: Any, path: str | Path, *, dynamic_batch: bool = True, dynamic_length: bool | None = None
 ) -> Path:
     """Write a finalized model as an ONNX file that holds integer codes, not the floats they stand for.
 
@@ -218,13 +125,14 @@ def export(
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
     `example` is one batch, float32 or token ids; input and output are called "input" and "output", several inputs as
-    `forward` has them, several outputs by their names, the free dimension "batch". That of token ids, or with
-    `dynamic_length` of a sequence (of several inputs: those of token ids), "length", is free too, and the file's
-    metadata say under that name what it was here.
+    `forward` has them, several outputs by their names, the free dimension "batch". With `dynamic_length` that of a
+    sequence (of several inputs: those of token ids), "length", is free too, and the file's metadata say under that name
+    what it was here. Left open, this is so for token ids alone, where the model lets it; a log line says if not.
 
     Raises:
-        ValueError: an activation has more than 8 bits, an input is no tensor, or the model does not let a dimension be
-            free.
+        ValueError: an activation has more than 8 bits, an input is no tensor, the outputs have no names, or the model
+            does not let a dimension be free.
+        OnnxExporterError: PyTorch cannot export the model so.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -233,9 +141,10 @@ def export(
     'model.onnx'
     """
     inputs = named(compact.model, example)
-    deployed, outputs = integer.deployed(compact), call(compact.model, example)
     texts = [value for value in inputs.values() if len(inputs) == 1 or value.dtype == torch.int64]
-    dynamic_length = dynamic_length or (dynamic_batch and len(inputs) == 1 and texts[0].dtype == torch.int64)
+    if dynamic_length is None and dynamic_batch and len(inputs) == 1 and _is_text(texts[0]):
+        return _of_texts(compact, texts[0], path)
+    deployed, outputs = integer.deployed(compact), _names(call(compact.model, example))
     free = {0: "batch"} if dynamic_batch else {}  # by name alone: how far a length may go is read off the model
     of_texts = free | ({1: LENGTH} if dynamic_length else {})
     shapes = tree_map(lambda value: of_texts if any(value is text for text in texts) else free, example)
@@ -249,7 +158,7 @@ def export(
             opset_version=OPSET,
             dynamic_shapes={"inputs": shapes} if of_texts else None,
             input_names=list(inputs),
-            output_names=list(outputs) if isinstance(outputs, Mapping) else ["output"],
+            output_names=outputs,
             custom_translation_table={
                 torch.ops.lightning_compress.dequantize.default: _emit_dequantize,
                 torch.ops.lightning_compress.round.default: _emit_round,
@@ -260,7 +169,7 @@ def export(
     _check(graph, deployed)
     for found, given in zip(graph.inputs, inputs.values(), strict=True):
         free_sizes.check(list(found.shape or ()), of_texts if any(given is text for text in texts) else free)
-    for change in (unshare, _pool, _round_before_max, _narrow):
+    for change in (unshare, _pool, _round_before_max, narrow):
         change(graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
     program.model.metadata_props.clear()
@@ -271,6 +180,29 @@ def export(
     program.save(str(path))
     Path(path).write_bytes(sealed(Path(path).read_bytes()))
     return Path(path)
+
+
+def _names(outputs: Any) -> list[str]:
+    if isinstance(outputs, Mapping):
+        return list(outputs)
+    if not isinstance(outputs, Tensor):
+        kind = type(outputs).__name__
+        raise ValueError(f"expected a tensor as output, or several by name, got a {kind}: let forward return a dict")
+    return ["output"]
+
+
+def _is_text(inputs: Tensor) -> bool:
+    return inputs.dtype == torch.int64 and inputs.dim() > 1
+
+
+def _of_texts(compact: Compact, tokens: Tensor, path: str | Path) -> Path:
+    """Write a model that takes texts of any length, or where it does not let that be, of the one that `tokens` have."""
+    try:
+        return export(compact, tokens, path, dynamic_length=True)
+    except (torch.onnx.OnnxExporterError, ValueError) as error:
+        file, why = export(compact, tokens, path, dynamic_length=False), error.__cause__ or error
+    logging.getLogger(__name__).warning("%s takes texts of %s tokens alone: %s", file, tokens.shape[1], why)
+    return file
 
 
 def activation_bits(path: str | Path) -> list[int]:

@@ -387,3 +387,30 @@ def test_every_recurrent_model_of_a_process_takes_any_length(kind: Callable[...,
 def test_a_size_that_is_not_free_is_refused() -> None:
     with pytest.raises(ValueError, match=r"would take inputs of length=16 alone; write the model so that nothing"):
         free_sizes.check(["batch", 16], {0: "batch", 1: "length"})
+
+
+class Lookup(nn.Module):
+    """Embeddings side by side, as many as `tokens`."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(9, 4), nn.Linear(4 * tokens, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        outputs: Tensor = self.fc(self.embedding(ids).reshape(len(ids), -1))
+        return outputs
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 5)])
+def test_ids_without_a_length_that_could_be_free(
+    shape: tuple[int, ...], path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    net, ids = Lookup(*shape[1:] or (1,)).eval().requires_grad_(False), torch.randint(9, shape)
+    opened = session(export(Compact(net, {}), ids[:2], path))
+    torch.testing.assert_close(torch.from_numpy(opened(ids.numpy())), net(ids))
+    assert ("takes texts of 5 tokens alone: " in caplog.text) == (len(shape) > 1)
+
+
+def test_outputs_have_names_where_there_are_several(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"expected a tensor as output, .* got a tuple: let forward return a dict"):
+        export(Compact(nn.GRU(2, 3).eval(), {}), torch.zeros(2, 4, 2), path)
