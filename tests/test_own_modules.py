@@ -271,3 +271,11 @@ def test_a_segmentation_learns_from_its_teacher_pixel_by_pixel() -> None:
     (0.3 * F.cross_entropy(ours, targets[:8]) + 0.7 * distill).backward()
     for name, parameter in twin.named_parameters():
         torch.testing.assert_close(seen[name], parameter.grad, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("norm", [nn.utils.parametrizations.weight_norm, nn.utils.parametrizations.spectral_norm])
+def test_weights_that_something_else_computes_are_refused_before_training(norm: Callable[..., nn.Module]) -> None:
+    case = Case(lambda: nn.Sequential(norm(nn.Linear(10, 4)), nn.Linear(4, 1)), _diabetes, F.mse_loss)
+    callback = Compress([Prune(0.5, exclude=["^0$"])], model="net")
+    with pytest.raises(ValueError, match=r"Norm computes '0\.weight': .*remove_parametrizations\(layer"):
+        _trainer(None, callback).fit(Module(case.make, case.loss), _loader(case))

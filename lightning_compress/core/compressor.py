@@ -74,7 +74,12 @@ class Compressor(nn.Module):
         return list(self.methods)  # type: ignore[arg-type]
 
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
-        """Let each method change the model; returns the model to train."""
+        """Let each method change the model; returns the model to train.
+
+        Raises:
+            ValueError: the model computes a weight by something that cannot say what is on disk, or a method objects.
+        """
+        _check_weights(model)
         for method in self._all():
             model = method.attach(model, example)
         names = dict.fromkeys(name for method in self._all() for name in method.taps)
@@ -195,6 +200,19 @@ def _check_order(methods: Sequence[Method]) -> None:
         got = ", ".join(f"{type(m).__name__} ({m.stage.name})" for m in methods)
         right = ", ".join(type(m).__name__ for m in sorted(methods, key=lambda m: m.stage))
         raise ValueError(f"methods out of stage order: got [{got}], write [{right}]")
+
+
+def _check_weights(model: nn.Module) -> None:
+    """See that whatever computes a weight, as weight norm does, can say what is on disk."""
+    for layer, module in model.named_modules():
+        stacks: Any = module.parametrizations if parametrize.is_parametrized(module) else {}
+        for name, stack in stacks.items():
+            foreign = [type(step).__name__ for step in stack if not hasattr(step, "store")]
+            if foreign:
+                raise ValueError(
+                    f"{foreign[0]} computes {surgery.dotted(layer, name)!r}: expected a plain weight, which training "
+                    f"changes; call torch.nn.utils.parametrize.remove_parametrizations(layer, {name!r}) before"
+                )
 
 
 def _raw(tensor: Tensor) -> Tensor:
