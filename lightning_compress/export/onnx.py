@@ -3,7 +3,7 @@
 import functools
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,13 @@ def _emit_round(x: Any, scale: Any, zero: Any, high: Any = None) -> Any:
     codes = op.QuantizeLinear(x, scale, zero)
     # Clipping the codes, not the floats: a float Clip before QuantizeLinear keeps ONNX Runtime from an int8 kernel.
     return op.DequantizeLinear(codes if high is None else op.Clip(codes, None, high), scale, zero)
+
+
+#: What stands in the file for the operators of integer.py.
+_TRANSLATED: dict[Any, Any] = {
+    torch.ops.lightning_compress.dequantize.default: _emit_dequantize,
+    torch.ops.lightning_compress.round.default: _emit_round,
+}
 
 
 @contextmanager
@@ -125,9 +132,9 @@ def export(
     int32, without which ONNX Runtime falls back to a float kernel. Codes under 8 bits take a byte each, but those of at
     most 4 bits in blocks, of a linear layer whose inputs are floats, half of one. The file is sealed (sealed.py).
     `example` is one batch, float32 or token ids; input and output are called "input" and "output", several inputs as
-    `forward` has them, several outputs by their names, the free dimension "batch". With `dynamic_length` that of a
-    sequence (of several inputs: those of token ids), "length", is free too, and the file's metadata say under that name
-    what it was here. Left open, this is so for token ids alone, where the model lets it; a log line says if not.
+    `forward` has them, several outputs by their names, the free dimension "batch". With `dynamic_length` that of
+    token ids, or where there are none, of all inputs, "length", is free too, and the file's metadata say under that
+    name what it was here. Left open, this is so for token ids, where the model lets it; a log line says if not.
 
     Raises:
         ValueError: an activation has more than 8 bits, an input is no tensor, the outputs have no names, or the model
@@ -141,13 +148,15 @@ def export(
     'model.onnx'
     """
     inputs = named(compact.model, example)
-    texts = [value for value in inputs.values() if len(inputs) == 1 or value.dtype == torch.int64]
-    if dynamic_length is None and dynamic_batch and len(inputs) == 1 and _is_text(texts[0]):
-        return _of_texts(compact, texts[0], path)
+    ids = _texts(inputs.values())
+    if dynamic_length is None and dynamic_batch and ids:
+        return _of_texts(compact, example, ids[0].shape[1], path)
+    texts = ids or list(inputs.values())
     deployed, outputs = integer.deployed(compact), _names(call(compact.model, example))
     free = {0: "batch"} if dynamic_batch else {}  # by name alone: how far a length may go is read off the model
-    of_texts = free | ({1: LENGTH} if dynamic_length else {})
-    shapes = tree_map(lambda value: of_texts if any(value is text for text in texts) else free, example)
+    sizes = {id(value): free for value in inputs.values()}
+    sizes |= {id(value): {**free, 1: LENGTH} for value in texts if dynamic_length}
+    shapes = tree_map(lambda value: sizes[id(value)], example)
     two = rows(example, torch.tensor([0, 0])) if dynamic_batch else example  # one is taken for a constant
     with _quiet(), free_sizes.kept():
         program = torch.onnx.export(
@@ -156,19 +165,16 @@ def export(
             dynamo=True,
             verbose=False,
             opset_version=OPSET,
-            dynamic_shapes={"inputs": shapes} if of_texts else None,
+            dynamic_shapes={"inputs": shapes} if any(sizes.values()) else None,
             input_names=list(inputs),
             output_names=outputs,
-            custom_translation_table={
-                torch.ops.lightning_compress.dequantize.default: _emit_dequantize,
-                torch.ops.lightning_compress.round.default: _emit_round,
-            },
+            custom_translation_table=_TRANSLATED,
         )
     assert isinstance(program, ONNXProgram)
     graph = program.model.graph
     _check(graph, deployed)
     for found, given in zip(graph.inputs, inputs.values(), strict=True):
-        free_sizes.check(list(found.shape or ()), of_texts if any(given is text for text in texts) else free)
+        free_sizes.check(list(found.shape or ()), sizes[id(given)])
     for change in (unshare, _pool, _round_before_max, narrow):
         change(graph)
     # The exporter leaves stack traces with the paths of this machine on every node.
@@ -191,17 +197,19 @@ def _names(outputs: Any) -> list[str]:
     return ["output"]
 
 
-def _is_text(inputs: Tensor) -> bool:
-    return inputs.dtype == torch.int64 and inputs.dim() > 1
+def _texts(inputs: Iterable[Tensor]) -> list[Tensor]:
+    """The token ids that are as long as the first of them."""
+    found = [value for value in inputs if value.dtype == torch.int64 and value.dim() > 1]
+    return [value for value in found if value.shape[1] == found[0].shape[1]]
 
 
-def _of_texts(compact: Compact, tokens: Tensor, path: str | Path) -> Path:
-    """Write a model that takes texts of any length, or where it does not let that be, of the one that `tokens` have."""
+def _of_texts(compact: Compact, example: Any, length: int, path: str | Path) -> Path:
+    """Write a model that takes texts of any length, or of the example's `length` alone where it must."""
     try:
-        return export(compact, tokens, path, dynamic_length=True)
+        return export(compact, example, path, dynamic_length=True)
     except (torch.onnx.OnnxExporterError, ValueError) as error:
-        file, why = export(compact, tokens, path, dynamic_length=False), error.__cause__ or error
-    logging.getLogger(__name__).warning("%s takes texts of %s tokens alone: %s", file, tokens.shape[1], why)
+        file, why = export(compact, example, path, dynamic_length=False), error.__cause__ or error
+    logging.getLogger(__name__).warning("%s takes texts of %s tokens alone: %s", file, length, why)
     return file
 
 

@@ -272,7 +272,7 @@ class Quantize(Method):
                 return f"the {what} quantizers of {', '.join(off)} are off though progress is past start={self.start}"
         empty = [name for name, quantizer in self._inputs.items() if bool(quantizer.range[0] == quantizer.range[1])]
         if empty:
-            return f"the inputs of {', '.join(empty)} have an empty range: were these layers never called?"
+            return f"the inputs of {', '.join(empty)} have an empty range: never called? Write None for their bits"
         return None
 
     def finalize(self, compact: Compact, example: Any) -> Compact:

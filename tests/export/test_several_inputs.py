@@ -47,21 +47,26 @@ def test_inputs_go_by_the_names_that_forward_has(by_name: bool, tmp_path: Path) 
     torch.testing.assert_close(found, call(net, example))
 
 
-def test_tokens_beside_numbers_have_their_own_length(tmp_path: Path) -> None:
+def test_tokens_and_their_mask_beside_numbers_are_of_any_length(tmp_path: Path) -> None:
     class Read(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.embedding = nn.Embedding(7, 4)
 
-        def forward(self, tokens: Tensor, scale: Tensor) -> Tensor:
-            outputs: Tensor = self.embedding(tokens).mean(1) * scale
+        def forward(self, tokens: Tensor, given: Tensor, kind: Tensor, scale: Tensor) -> Tensor:
+            texts = (self.embedding(tokens) * given[..., None]).mean(1)
+            outputs: Tensor = (texts + self.embedding(kind)) * scale
             return outputs
 
     net = Read().eval().requires_grad_(False)
-    example = torch.randint(7, (2, 6)), torch.randn(2, 4)
-    file = onnx.export(Compact(net, {}), example, tmp_path / "model.onnx", dynamic_length=True)
-    other = torch.randint(7, (3, 9)), torch.randn(3, 4)
-    assert verify.compare(net, runtime.session(file), other)["max_error"] < 1e-6
+
+    def batch(number: int, length: int) -> tuple[Tensor, ...]:
+        tokens = torch.randint(7, (number, length))
+        return tokens, (tokens > 1).long(), torch.randint(7, (number,)), torch.randn(number, 4)
+
+    example = batch(2, 6)
+    file = onnx.export(Compact(net, {}), example, tmp_path / "model.onnx")
+    assert verify.compare(net, runtime.session(file), batch(3, 9))["max_error"] < 1e-6
 
 
 def test_what_is_no_tensor_is_named(tmp_path: Path) -> None:
