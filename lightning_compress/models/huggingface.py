@@ -73,6 +73,7 @@ def huggingface_model(
 ) -> nn.Module:
     """Build a classifier of images, texts or sounds of the transformers library that returns logits.
 
+    GPT's linear layers, which keep their weights turned around, are plain ones here, which methods and costs know.
     Attention is computed step by step. In models that compute it as BERT does (RoBERTa, DistilBERT, ELECTRA, ...) each
     attention has a child `scores` that puts out the scores before mask and softmax, (B, heads, T, T).
 
@@ -107,6 +108,7 @@ def huggingface_model(
     if task == "text" and pretrained:
         _check_tokens(config, vocab_size, max_length)
     net = _net(name_or_config if pretrained else None, config, task)
+    _straighten(net)
     _show_scores(net)
     portable: dict[str, object] = {}
     if isinstance(name_or_config, str):
@@ -185,6 +187,18 @@ def _net(weights: object, config: Any, task: Task) -> nn.Module:
             )
     assert isinstance(made, nn.Module)
     return made
+
+
+@torch.no_grad()
+def _straighten(net: nn.Module) -> None:
+    """Make a linear layer of each `Conv1D`, whose weight is [in, out]."""
+    from transformers.pytorch_utils import Conv1D
+
+    for name, module in list(net.named_modules()):
+        if isinstance(module, Conv1D):
+            layer = nn.Linear(module.nx, module.nf, device="meta")
+            layer.weight, layer.bias = nn.Parameter(module.weight.T.contiguous()), module.bias
+            net.set_submodule(name, layer)
 
 
 def _show_scores(net: Any) -> None:

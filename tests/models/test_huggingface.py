@@ -5,9 +5,12 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 
+from lightning_compress.core import select
 from lightning_compress.core.tap import Taps
+from lightning_compress.cost.macs import macs
 from lightning_compress.models.huggingface import Logits, TextLogits, huggingface_model
 from tests.models.bert import BERT, CONFIGS, classifier, texts
 
@@ -56,6 +59,19 @@ def test_a_text_classifier_computes_what_the_library_does(name: str) -> None:
     torch.testing.assert_close(
         model(tokens), wanted(input_ids=tokens, attention_mask=(tokens != 0).long()).logits, atol=1e-6, rtol=1e-5
     )
+
+
+def test_gpt_has_linear_layers_that_methods_and_costs_know(tmp_path: Path) -> None:
+    sizes = {"n_embd": 16, "n_layer": 1, "n_head": 2, "bos_token_id": 1, "eos_token_id": 1}
+    config = transformers.GPT2Config(**sizes, vocab_size=18, n_positions=24, pad_token_id=0, num_labels=3)
+    wanted = transformers.GPT2ForSequenceClassification(config).eval()
+    wanted.save_pretrained(tmp_path)
+    tokens, state = torch.randint(1, 18, (2, 7)), torch.get_rng_state()
+    model = huggingface_model(str(tmp_path), 3, pretrained=True, vocab_size=18, max_length=24).eval()
+    torch.testing.assert_close(model(tokens), wanted(input_ids=tokens).logits, atol=1e-6, rtol=1e-5)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert sum(macs(model, tokens).values()) == 7 * (16 * 48 + 16 * 16 + 2 * 16 * 64 + 16 * 3)
+    assert len(select.weights(model, owner="test")) == 2 + 4 + 1
 
 
 @pytest.mark.parametrize("name", sorted(CONFIGS))
