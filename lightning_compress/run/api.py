@@ -164,12 +164,17 @@ def unpack(file: Path, allow: Sequence[str] = ()) -> tuple[Compact, Tensor]:
     """The finalized model in a packed file that says which network it is of, and two inputs of the right shape, ones.
 
     Raises:
-        ValueError: the file is damaged, or was written from an object.
+        ValueError: the file is damaged, was written from an object, or its network does not take one tensor.
     """
     unpacked = packed.read(file)
     model = packed.rebuild(unpacked, _base(unpacked, file, allow))
     about = unpacked.architecture or {}
-    dtype = {"int64": torch.int64, "float32": torch.float32}[about.get("input_dtype", "float32")]
+    dtype = {"int64": torch.int64, "float32": torch.float32}.get(about.get("input_dtype", "float32"))
+    if dtype is None or "input_shape" not in about:
+        raise ValueError(
+            f"{file} does not say what its network takes: expected one tensor of floats or token ids; the ONNX file "
+            "of a network of several is written where it was trained, by compress or Compress.save"
+        )
     return Compact(model, unpacked.tensors, unpacked.edits), torch.ones(2, *about["input_shape"], dtype=dtype)
 
 

@@ -14,7 +14,7 @@ from lightning_compress.core.stored import Stored
 from lightning_compress.core.task import classification
 from lightning_compress.data.digits import Digits
 from lightning_compress.distill.method import Distill
-from lightning_compress.export import packed
+from lightning_compress.export import files, packed
 from lightning_compress.models.small_conv import SmallConv
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
@@ -196,3 +196,12 @@ def test_a_network_of_two_inputs(tmp_path: Path) -> None:
     assert result.cost["macs"] == 6 * 16 + 16 * 2
     model = load(tmp_path / "run" / "model.lcz", _Compare())
     assert model(torch.ones(1, 3), torch.ones(1, 3)).shape == (1, 2)
+
+
+def test_export_of_a_network_of_two_inputs_says_where_its_file_is(tmp_path: Path) -> None:
+    net, node = nn.Bilinear(2, 3, 4), {"_target_": "torch.nn.Bilinear", "in1_features": 2, "in2_features": 3}
+    stored = {name: Stored(value.detach()) for name, value in net.named_parameters()}
+    about = files.about({**node, "out_features": 4}, (torch.ones(1, 2), torch.ones(1, 3)))
+    packed.write(Compact(net.eval(), stored), tmp_path / "model.lcz", architecture=about)
+    with pytest.raises(ValueError, match=r"model\.lcz does not say what its network takes: expected one tensor"):
+        export(tmp_path / "model.lcz", tmp_path / "model.onnx", allow=["torch"])
