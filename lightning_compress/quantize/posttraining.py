@@ -78,5 +78,7 @@ class PostTraining:
         if self._adaround:
             adaround.adaround(model, reference, weights, shown, self._adaround)
         if self._correct_bias:
-            names = [name for name in select.layers(model, owner="Quantize") if name in weights]
+            found = [weight for name, weight in select.weights(model, owner="Quantize").items() if name in weights]
+            places = [place for weight in found for place in weight.places]
+            names = [place.layer for place in places if isinstance(place.module, select.WEIGHTED)]
             correction.correct(model, reference, names, norms, shown)

@@ -107,3 +107,16 @@ def test_order_is_that_of_running() -> None:
 )
 def test_mean_outputs_keep_channels(layer: nn.Module, x: Tensor, dims: list[int]) -> None:
     torch.testing.assert_close(mean_outputs(layer, [x[:2], x[2:]]), layer(x).mean(dims))
+
+
+def test_an_output_layer_that_is_tied_to_embeddings_is_corrected() -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Embedding(20, 8), nn.Linear(8, 20)).eval()
+    model[1].weight = model[0].weight
+    reference: Any = surgery.plain(model)
+    tokens = torch.arange(20)[None]
+    method = Quantize(3, None, correct_bias=True)
+    method.attach(model, tokens)
+    method.prepare(model, [(tokens,)])
+    assert not torch.equal(model[1].weight, reference[1].weight)
+    torch.testing.assert_close(model(tokens).mean((0, 1)), reference(tokens).mean((0, 1)), atol=1e-5, rtol=1e-4)
