@@ -93,6 +93,8 @@ class TextFile(TokenData):
             else _TRAINED[self._tokens]([train], self._vocab_size)
         )
         windows = self._windows(train, "train")
+        if self._limit is not None and self._limit > len(windows.inputs):
+            raise ValueError(f"limit must be between 1 and the {len(windows.inputs)} train windows, got {self._limit}")
         windows = Samples(windows.inputs[: self._limit], windows.labels[: self._limit], windows.names)
         return windows, self._windows(val, "validation")
 

@@ -56,7 +56,7 @@ class Vocabulary:
         return torch.tensor([each.ids for each in encoded]), lengths
 
     def tokens(self, text: str) -> Tensor:
-        """The token ids of a whole text, int64 `[T]`, neither padded nor cut.
+        """The token ids of a whole text, int64 `[T]`, neither padded nor cut, nor put between marks as one sentence.
 
         >>> vocabulary = trained(["good film", "bad film"], size=300)
         >>> vocabulary.decode(vocabulary.tokens("a film, a good film").tolist())
@@ -65,6 +65,7 @@ class Vocabulary:
         _alone()
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
+        self._tokenizer.post_processor = None  # not only here: the saved tokenizer has to read texts alike
         return torch.tensor(self._tokenizer.encode(text).ids, dtype=torch.int64)
 
     @property

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from tokenizers import Tokenizer, processors
 
 import lightning_compress
 from lightning_compress.data.text_file import TextFile, cut, python_reference
@@ -72,6 +73,19 @@ def test_a_saved_tokenizer_reads_the_text_again(file: Path, tmp_path: Path) -> N
     assert torch.equal(again.val_part.labels, first.val_part.labels)
 
 
+def test_a_sentence_classifiers_tokenizer_puts_no_marks_around_a_whole_text(file: Path, tmp_path: Path) -> None:
+    first = _data(file)
+    first.save(tmp_path)
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.post_processor = processors.TemplateProcessing(single="[PAD] $A", special_tokens=[("[PAD]", 0)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    again = _data(file, tokenizer=str(tmp_path / "tokenizer.json"))
+    assert torch.equal(again.train_part.labels, first.train_part.labels)
+    again.save(tmp_path)
+    saved = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert saved.encode("alpha beta").ids == first.vocabulary.tokens("alpha beta").tolist()
+
+
 def test_the_text_that_python_brings_repeats_no_paragraph() -> None:
     paragraphs = python_reference().split("\n\n")
     assert len(paragraphs) > 1000
@@ -93,6 +107,8 @@ def test_what_cannot_be_used_is_refused(file: Path, tmp_path: Path) -> None:
         _data(file, length=0)
     with pytest.raises(ValueError, match=r"the train part of the text has \d+ tokens, too few for .* length=900"):
         _ = _data(file, length=900).train_part
+    with pytest.raises(ValueError, match=r"limit must be between 1 and the \d+ train windows, got 9000"):
+        _ = _data(file, limit=9000).train_part
     with pytest.raises(FileNotFoundError, match=r"no text at .*none.txt: data.file names a plain text in UTF-8"):
         _ = _data(tmp_path / "none.txt").train_part
     (tmp_path / "latin.txt").write_bytes("é".encode("latin-1") * 100)
