@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -224,6 +225,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped; the same command goes on from here", file=sys.stderr)
         return 130
+    except SystemExit as end:
+        if end.code is not None:
+            raise
+        # So Lightning ends a fit that SIGTERM came in; a scheduler must not take it for a finished one.
+        print("stopped by SIGTERM; the same command goes on from here", file=sys.stderr)
+        return 128 + signal.SIGTERM
     except Exception as error:
         if not _is_expected(error):
             raise

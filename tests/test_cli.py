@@ -12,6 +12,7 @@ from lightning_compress.cli import main
 from lightning_compress.export import openvino
 from lightning_compress.run.result import Result
 from lightning_compress.sweep.spec import StudySpec
+from tests.launch.jobs import train_until_stopped
 
 TINY = ["model.width=0.25", "epochs=1", "measure.latency=false", "wandb.mode=disabled"]
 
@@ -83,6 +84,15 @@ def test_an_interrupt_is_no_error(monkeypatch: pytest.MonkeyPatch, capsys: pytes
     monkeypatch.setattr("lightning_compress.run.train.train", interrupted)
     assert main(["train", *TINY]) == 130
     assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
+
+
+@pytest.mark.filterwarnings("ignore")  # of a fit that is only begun
+def test_a_fit_that_sigterm_ends_is_not_a_finished_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("lightning_compress.run.train.train", lambda *_: train_until_stopped())
+    assert main(["train", *TINY]) == 143
+    assert capsys.readouterr().err.endswith("stopped by SIGTERM; the same command goes on from here\n")
 
 
 def test_a_fault_of_ours_shows_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
