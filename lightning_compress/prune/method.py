@@ -56,8 +56,8 @@ class Prune(Method):
     `params` or `latency`, the share that stays of what the model that Prune is put on costs (prune/budget.py).
     `latency` is that of the network in floats, by `price(model, example)` (run/priced.py). `sparsity` may also be a
     mapping of regular expressions to these, one for every layer; with "2:4" it ends at 1 - 2/4. Masks move every
-    `every` optimizer steps and once more when the schedule has arrived. `round_to` keeps channel counts at a multiple.
-    The gradual ramp is that of Zhu and Gupta (arXiv 1710.01878).
+    `every` optimizer steps and once more when the schedule has arrived. `round_to` keeps channel counts at a multiple
+    (8 for ONNX Runtime's fast depthwise kernels). The gradual ramp is that of Zhu and Gupta (arXiv 1710.01878).
 
     A score that looks at data takes the gradients of `loss(outputs, targets)` on `batches` of the training data before
     the first step, and on the step's own batch after it.

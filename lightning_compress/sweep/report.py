@@ -100,7 +100,7 @@ def importance_figure(record: StudyRecord) -> go.Figure:
             hovertemplate="%{y}: %{x:.1%}<extra></extra>",
         )
     )
-    figure.update_xaxes(title="share of the importance", tickformat=".0%", rangemode="tozero")
+    figure.update_xaxes(title="importance", tickformat=".0%", rangemode="tozero")
     figure.update_yaxes(automargin=True)
     return styled(figure).update_layout(height=120 + 32 * len(names))
 
