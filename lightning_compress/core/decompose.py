@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lightning_compress.core.forms import RECURRENT, weight_of
+
 # Alternating least squares ends where a step takes off less than this share of what is lost.
 _MOST_STEPS, _GAIN = 200, 1e-4
 _HOLD, _TINY = 1e-9, 1e-300
@@ -168,10 +170,23 @@ def fill(made: nn.Sequential, layer: nn.Module, form: str, ranks: Sequence[int])
     >>> bool(torch.allclose(made(torch.ones(1, 3)), layer(torch.ones(1, 3)), atol=1e-6))
     True
     """
-    weight: Any = layer.weight
     compute: Any = _VALUES[form]
+    found = compute(weight_of(layer).detach().double().cpu(), *ranks)
+    if isinstance(layer, RECURRENT):
+        _fill_recurrent(made, layer, *found)
+        return
     weighted: list[Any] = [each for each in made if hasattr(each, "weight")]
-    for each, values in zip(weighted, compute(weight.detach().double().cpu(), *ranks), strict=True):
+    for each, values in zip(weighted, found, strict=True):
         each.weight.copy_(values)
     if isinstance(layer.bias, Tensor):
         weighted[-1].bias.copy_(layer.bias)
+
+
+def _fill_recurrent(made: nn.Sequential, layer: nn.Module, first: Tensor, second: Tensor) -> None:
+    """The factors of what reads the inputs; all other weights and biases stay."""
+    linear: Any = made[0]
+    linear.weight.copy_(first)
+    own = dict(layer.named_parameters())
+    parts = iter(torch.split(second, len(own["weight_ih_l0"])))
+    for name, parameter in made[1].named_parameters():
+        parameter.copy_(next(parts) if name.startswith("weight_ih_l0") else own[name])

@@ -21,7 +21,8 @@ def refusals(model: nn.Module, wanted: Mapping[str, str]) -> dict[str, str]:
     for name, form in wanted.items():
         layer = model.get_submodule(name)
         why = forms.refusal(layer, form)
-        if why is None and holders[id(layer.weight)] > 1:
+        weights = [parameter for own, parameter in layer.named_parameters() if own.startswith("weight")]
+        if why is None and any(holders[id(weight)] > 1 for weight in weights):
             why = "another layer has the same weight"
         if why is not None:
             found[name] = why

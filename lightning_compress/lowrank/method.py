@@ -1,6 +1,5 @@
 """`LowRank`: layers that become products of smaller ones."""
 
-import re
 from collections.abc import Mapping, Sequence
 from math import prod
 from typing import Any, ClassVar, final
@@ -29,9 +28,11 @@ class LowRank(Method):
     the squared singular values to keep, or a budget: `macs` or `params` of the whole model as a share of what they
     are, met by one energy for all layers.
 
-    A layer that would not have fewer weights and as few multiply-accumulates stays whole, and so does a recurrent one,
-    whose kernel takes whole weights; a log line names them.
-    The layer's name then holds an `nn.Sequential`; other methods find `fc.0` and `fc.1`.
+    Of a recurrent layer the weights that read its inputs become a product: a linear layer, and the same recurrent one
+    on what that puts out (the first of two products of Prabhavalkar et al., arXiv 1603.08042; the other, of states,
+    is nothing that ONNX's layers compute). A layer that would not have fewer weights and as few multiply-accumulates
+    stays whole, and so does a recurrent cell; a log line names them. The layer's name then holds an `nn.Sequential`;
+    other methods find `fc.0` and `fc.1`.
 
     Raises:
         ValueError: none or several settings for the ranks, one out of range, nothing saved, or a budget out of reach.
@@ -83,14 +84,14 @@ class LowRank(Method):
     def attach(self, model: nn.Module, example: Any) -> nn.Module:
         """Replace the selected layers."""
         layers = select.layers(
-            model, owner="LowRank", select=self.select, exclude=self.exclude, kinds=(nn.Linear, nn.Conv2d)
+            model,
+            owner="LowRank",
+            select=self.select,
+            exclude=self.exclude,
+            kinds=(nn.Linear, nn.Conv2d, *recurrent.KINDS),
         )
         wanted = self._forms(layers)
-        whole = reform.refusals(model, wanted) | {
-            name: f"a {type(module).__name__} has no form of low rank, write it with nn.Linear layers for that"
-            for name, module in model.named_modules()
-            if isinstance(module, recurrent.KINDS) and re.search(self.select, name)
-        }
+        whole = reform.refusals(model, wanted)
         wanted = {name: form for name, form in wanted.items() if name not in whole}
         prices = Prices(model, example, wanted)
         found = self._ranks(model, example, wanted, prices)
@@ -108,7 +109,7 @@ class LowRank(Method):
     def _ranks(
         self, model: nn.Module, example: Any, wanted: Mapping[str, str], prices: Prices
     ) -> dict[str, tuple[int, ...]]:
-        weights: dict[str, Any] = {name: model.get_submodule(name).weight for name in wanted}
+        weights = {name: forms.weight_of(model.get_submodule(name)) for name in wanted}
         full = {name: forms.full_ranks(weights[name].shape, form) for name, form in wanted.items()}
         if self.by == "rank":
             given = self.amount if isinstance(self.amount, Mapping) else {"": self.amount}

@@ -195,6 +195,15 @@ ROWS: dict[str, Case] = {
         activation_bits=6,
         full_range=False,
     ),
+    "lowrank-lstm-prune-share-quantize-distill": Case(
+        lambda: [LowRank(rank=4), _prune(), _share(), _quantize(), _distill()],
+        Recurrent,
+        sparsity=0.6,
+        clusters=16,
+        weight_bits=6,
+        activation_bits=8,
+        full_range=False,
+    ),
     "slim": Case(lambda: [Slim()]),
     "slim-grouped-prune-quantize": Case(
         lambda: [Slim("grouped", exclude=["^0$"]), _prune(), _quantize()],

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 from lightning_compress.core import edits, select
 from lightning_compress.core.fixed import FixedQuantizer
+from lightning_compress.core.forms import OnProjection
 from lightning_compress.core.select import WEIGHTED
 from lightning_compress.core.stored import Stored
 from lightning_compress.module import CompressionModule
@@ -67,7 +68,7 @@ def test_a_finalized_model_is_plain(name: str) -> None:
     assert not any(module.training for module in found.modules())
     assert all(hasattr(module, "output_quantizer") for module in found.modules() if module._forward_hooks)
     assert all(tensor.is_contiguous() for tensor in found.state_dict().values())
-    known = {FixedQuantizer, *map(type, cases.CASES[name].net().modules())}
+    known = {FixedQuantizer, OnProjection, *map(type, cases.CASES[name].net().modules())}
     assert all(type(m) in known or type(m).__module__.startswith("torch.nn.") for m in found.modules())
     assert all(tensor.device.type == "cpu" for tensor in found.state_dict().values())
     assert not any(parameter.requires_grad for parameter in found.parameters())

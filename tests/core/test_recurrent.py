@@ -14,7 +14,6 @@ from lightning_compress.core.mask import Mask
 from lightning_compress.core.method import Compact, Method
 from lightning_compress.core.weight import Weight
 from lightning_compress.export import onnx, packed, runtime
-from lightning_compress.lowrank.method import LowRank
 from lightning_compress.prune.method import Prune
 from lightning_compress.quantize.method import Quantize
 from lightning_compress.share.method import Share
@@ -172,9 +171,7 @@ def test_files_hold_the_same_model_for_any_length(tmp_path: Path) -> None:
     assert b"LSTM" in (tmp_path / "model.onnx").read_bytes()
 
 
-def test_what_cannot_take_recurrent_layers_says_so(caplog: pytest.LogCaptureFixture) -> None:
-    LowRank(rank=1).attach(Classifier(), INPUTS)
-    assert "rnn (a LSTM has no form of low rank, write it with nn.Linear layers for that)" in caplog.text
+def test_what_cannot_take_recurrent_layers_says_so() -> None:
     with pytest.raises(ValueError, match=r"adaround fits .* rnn\.weight_ih_l0 is another; write exclude="):
         Quantize(8, 8, adaround=5).attach(Classifier(), INPUTS)
     with pytest.raises(ValueError, match=r"none of the selected layers \(head\) has channels that may go"):
