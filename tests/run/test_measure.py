@@ -128,7 +128,8 @@ def test_counts(net: nn.Module, compact: Compact, inputs: Tensor, tmp_path: Path
 
 def test_latency_is_taken_side_by_side(net: nn.Module, inputs: Tensor, tmp_path: Path) -> None:
     file = measure.export_dense(net, inputs[:2], tmp_path / "dense.onnx")
-    timing = measure.Timing(None, batch_size=3, threads=1, rounds=100)  # of 15 us each: few of them say nothing on a busy machine
+    # Of 15 us each: few of them say nothing on a busy machine.
+    timing = measure.Timing(None, batch_size=3, threads=1, rounds=100)
     found = measure.side_by_side({"dense": file, "again": file}, inputs, timing)
     assert found.fastest("dense").ratio == 1.0
     assert 0.2 < found.fastest("again").ratio < 5.0
