@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core.forms import RECURRENT, weight_of
+from lightning_compress.core import recurrent
+from lightning_compress.core.forms import weight_of
 
 # Alternating least squares ends where a step takes off less than this share of what is lost.
 _MOST_STEPS, _GAIN = 200, 1e-4
@@ -172,7 +173,7 @@ def fill(made: nn.Sequential, layer: nn.Module, form: str, ranks: Sequence[int])
     """
     compute: Any = _VALUES[form]
     found = compute(weight_of(layer).detach().double().cpu(), *ranks)
-    if isinstance(layer, RECURRENT):
+    if isinstance(layer, nn.RNNBase):
         _fill_recurrent(made, layer, *found)
         return
     weighted: list[Any] = [each for each in made if hasattr(each, "weight")]
@@ -189,4 +190,4 @@ def _fill_recurrent(made: nn.Sequential, layer: nn.Module, first: Tensor, second
     own = dict(layer.named_parameters())
     parts = iter(torch.split(second, len(own["weight_ih_l0"])))
     for name, parameter in made[1].named_parameters():
-        parameter.copy_(next(parts) if name.startswith("weight_ih_l0") else own[name])
+        parameter.copy_(next(parts) if recurrent.reads_inputs(name) else own[name])

@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from lightning_compress.core import recurrent
+
 Geometry = nn.Linear | nn.Conv2d
-#: Recurrent layers whose first weights, those of the inputs, can be a product.
-RECURRENT: tuple[type[nn.Module], ...] = (nn.RNN, nn.GRU, nn.LSTM)
+_PLAIN = (nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU, nn.RNN)
 
 
 def weight_of(layer: nn.Module) -> Tensor:
@@ -33,11 +34,11 @@ def weight_of(layer: nn.Module) -> Tensor:
     >>> weight_of(nn.LSTM(3, 4, bidirectional=True)).shape
     torch.Size([32, 3])
     """
-    own: Any = layer
-    if not isinstance(layer, RECURRENT):
-        weight: Tensor = own.weight
-        return weight
-    return torch.cat([parameter for name, parameter in own.named_parameters() if name.startswith("weight_ih_l0")])
+    if isinstance(layer, nn.RNNBase):
+        return torch.cat([weight for name, weight in layer.named_parameters() if recurrent.reads_inputs(name)])
+    weight = layer.weight
+    assert isinstance(weight, Tensor)
+    return weight
 
 
 def _on_features(layer: Any, features: int) -> nn.Module:
@@ -85,7 +86,7 @@ class OnProjection(nn.Sequential):
 def _conv(layer: Any, inputs: int, outputs: int, along: str = "", *, groups: int = 1) -> nn.Module:
     """A layer without bias that moves over the image as `layer` does along "h" and "w", and is 1x1 where not named."""
     if not isinstance(layer, nn.Conv2d):
-        return nn.Linear(inputs, outputs, bias=False, device="meta", dtype=weight_of(layer).dtype)
+        return nn.Linear(inputs, outputs, bias=False, device="meta", dtype=next(layer.parameters()).dtype)
 
     def here(values: tuple[int, ...], elsewhere: int) -> tuple[int, int]:
         height, width = (value if side in along else elsewhere for side, value in zip("hw", values, strict=True))
@@ -108,7 +109,7 @@ def _conv(layer: Any, inputs: int, outputs: int, along: str = "", *, groups: int
 
 def _svd(layer: Geometry | nn.RNNBase, rank: int) -> list[nn.Module]:
     outputs, inputs = weight_of(layer).shape[:2]
-    behind = _on_features(layer, rank) if isinstance(layer, RECURRENT) else _conv(layer, rank, outputs)
+    behind = _on_features(layer, rank) if isinstance(layer, nn.RNNBase) else _conv(layer, rank, outputs)
     return [_conv(layer, inputs, rank, "hw"), behind]
 
 
@@ -154,7 +155,7 @@ def refusal(layer: nn.Module, form: str) -> str | None:
     >>> refusal(nn.Conv2d(4, 4, 3, groups=4), "tucker")
     'it has groups'
     """
-    if type(layer) not in (nn.Linear, nn.Conv2d, *RECURRENT):  # a class of somebody's own may compute something else
+    if type(layer) not in _PLAIN:  # a class of somebody's own may compute something else
         return f"it is a {type(layer).__name__}, not a plain nn.Linear, nn.Conv2d, nn.LSTM, nn.GRU or nn.RNN"
     if not isinstance(layer, nn.Conv2d):
         kind = "linear" if isinstance(layer, nn.Linear) else "recurrent"
@@ -209,7 +210,7 @@ def shaped(layer: nn.Module, form: str, ranks: Sequence[int]) -> nn.Sequential:
     [(2, 6), (4, 2)]
     """
     _check(layer, form, ranks)
-    row = OnProjection if isinstance(layer, RECURRENT) else nn.Sequential
+    row = OnProjection if isinstance(layer, nn.RNNBase) else nn.Sequential
     made = row(*FORMS[form](layer, *ranks))
     if isinstance(layer.bias, Tensor):  # a recurrent layer says here whether it has some, as it does in the other form
         last: Any = made[-1]
@@ -226,8 +227,8 @@ def blank(layer: nn.Module, form: str, ranks: Sequence[int]) -> nn.Sequential:
     >>> blank(nn.Linear(6, 4), "svd", [2])(torch.ones(1, 6)).tolist()
     [[0.0, 0.0, 0.0, 0.0]]
     """
-    weight = weight_of(layer)
-    made = shaped(layer, form, ranks).to_empty(device=weight.device)
+    own = next(layer.parameters())
+    made = shaped(layer, form, ranks).to_empty(device=own.device)
     for parameter in made.parameters():
         parameter.zero_()
-    return made.train(layer.training).requires_grad_(next(layer.parameters()).requires_grad)
+    return made.train(layer.training).requires_grad_(own.requires_grad)

@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
+from torch.nn.utils.rnn import PackedSequence
 
 #: Layers that have several weights, all of them called weight_...
 KINDS: tuple[type[nn.Module], ...] = (nn.RNNBase, nn.RNNCellBase)
@@ -26,6 +27,16 @@ def reads_inputs(name: str) -> bool:
     (True, False, False)
     """
     return name == "weight_ih" or name.startswith("weight_ih_l0")
+
+
+def numbers(inputs: Tensor | PackedSequence) -> Tensor:
+    """What a layer takes as one tensor, packed or not: of a packed sequence (steps of all samples, features).
+
+    >>> import torch
+    >>> numbers(torch.nn.utils.rnn.pack_sequence([torch.zeros(3, 2), torch.zeros(1, 2)])).shape
+    torch.Size([4, 2])
+    """
+    return inputs.data if isinstance(inputs, PackedSequence) else inputs
 
 
 def follow(layer: nn.RNNBase) -> None:

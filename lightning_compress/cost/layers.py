@@ -8,9 +8,8 @@ from typing import Any, final
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
-from lightning_compress.core import forms, surgery
+from lightning_compress.core import forms, recurrent, surgery
 from lightning_compress.core.inputs import rows
 from lightning_compress.cost.macs import macs
 from lightning_compress.cost.params import num_params
@@ -25,8 +24,7 @@ def input_shapes(model: nn.Module, example: Any, names: Iterable[str]) -> dict[s
     shapes: dict[str, list[torch.Size]] = {name: [] for name in names}
 
     def note(name: str, _layer: nn.Module, args: tuple[Any, ...]) -> None:
-        taken = args[0].data if isinstance(args[0], PackedSequence) else args[0]
-        shapes[name].append(taken.shape)
+        shapes[name].append(recurrent.numbers(args[0]).shape)
 
     before = {name: partial(note, name) for name in shapes}
     surgery.watched(model, rows(example, slice(1)), nullcontext(), before=before, after={})

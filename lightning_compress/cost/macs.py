@@ -6,11 +6,11 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence
 
 from lightning_compress.core import recurrent, surgery
 from lightning_compress.core.inputs import call, rows
 from lightning_compress.core.weight import Place
+from lightning_compress.cost.bops import FLOAT_BITS
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -65,8 +65,7 @@ class _Counter:
                 for part, count in zip((name, surgery.dotted(name, "out_proj")), counts, strict=True):
                     self.counts[part] += count
                 return
-            inputs = args[0].data if isinstance(args[0], PackedSequence) else args[0]
-            self.counts[name] += _of_call(layer, inputs, outputs)
+            self.counts[name] += _of_call(layer, recurrent.numbers(args[0]), outputs)
 
         return hook
 
@@ -130,3 +129,14 @@ def macs_share(place: Place) -> float:
         return 1.0
     sizes = _sizes(place.module)
     return sizes[place.attribute] / sum(sizes.values())
+
+
+def multiplied_bits(place: Place, input_bits: int) -> int:
+    """The bits of what a weight multiplies, in a layer whose inputs have `input_bits`: a recurrent state is floats.
+
+    >>> layer = nn.GRU(8, 8)
+    >>> [multiplied_bits(Place("gru", layer, name), 4) for name in ("weight_ih_l0", "weight_hh_l0")]
+    [4, 32]
+    """
+    inside = isinstance(place.module, recurrent.KINDS) and not recurrent.reads_inputs(place.attribute)
+    return FLOAT_BITS if inside else input_bits

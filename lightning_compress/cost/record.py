@@ -13,7 +13,7 @@ from lightning_compress.core.stored import Stored
 from lightning_compress.core.surgery import INPUT_CHILD, OUTPUT_CHILD, dotted
 from lightning_compress.core.weight import Place
 from lightning_compress.cost.bops import FLOAT_BITS
-from lightning_compress.cost.macs import macs, macs_share
+from lightning_compress.cost.macs import macs, macs_share, multiplied_bits
 
 
 @final
@@ -120,10 +120,10 @@ def operands(
             found[row.name] = (row.macs, row.arithmetic_bits, row.activation_bits)
             continue
         for name in recurrent.names(layer):
+            place = Place(row.name, layer, name)
             bits = arithmetic_bits(stored[names[id(getattr(layer, name))]])
-            reads = row.activation_bits if recurrent.reads_inputs(name) else FLOAT_BITS
-            count = round(row.macs * macs_share(Place(row.name, layer, name)))
-            found[dotted(row.name, name)] = (count, bits, reads)
+            count = round(row.macs * macs_share(place))
+            found[dotted(row.name, name)] = (count, bits, multiplied_bits(place, row.activation_bits))
     counts, weights, inputs = ({name: each[part] for name, each in found.items()} for part in range(3))
     return counts, weights, inputs
 

@@ -9,13 +9,13 @@ from typing import Any, final
 import torch
 from torch import Tensor, nn
 
-from lightning_compress.core import recurrent, select, surgery
+from lightning_compress.core import select, surgery
 from lightning_compress.core.curvature import derivable, diagonals
 from lightning_compress.core.inputs import call
 from lightning_compress.core.task import named_loss
-from lightning_compress.core.weight import Place, Weight
+from lightning_compress.core.weight import Weight
 from lightning_compress.cost.bops import FLOAT_BITS
-from lightning_compress.cost.macs import macs, macs_share
+from lightning_compress.cost.macs import macs, macs_share, multiplied_bits
 from lightning_compress.quantize.base import WeightQuantizer
 
 Table = Mapping[str, Mapping[int, float]]
@@ -197,7 +197,10 @@ class Sensitivity:
         else:
             counts = macs(model, inputs)
             spent = {
-                name: sum(counts[place.layer] * macs_share(place) * _read(place, reads) for place in weight.places)
+                name: sum(
+                    counts[place.layer] * macs_share(place) * multiplied_bits(place, reads.get(place.layer, FLOAT_BITS))
+                    for place in weight.places
+                )
                 for name, weight in weights.items()
             }
             sizes = {name: spent[name] for name in losses}
@@ -206,12 +209,6 @@ class Sensitivity:
             budget = self.relative_bops * FLOAT_BITS**2 * sum(counts.values())
             budget -= FLOAT_BITS * (fixed + sum(spent.values()) - sum(sizes.values()))
         return {name: {bits: sizes[name] * bits for bits in losses[name]} for name in losses}, budget
-
-
-def _read(place: Place, reads: Mapping[str, int]) -> int:
-    """The bits of what a weight multiplies: states inside a recurrent layer are floats."""
-    inside = isinstance(place.module, recurrent.KINDS) and not recurrent.reads_inputs(place.attribute)
-    return FLOAT_BITS if inside else reads.get(place.layer, FLOAT_BITS)
 
 
 @final
